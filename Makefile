@@ -1,0 +1,51 @@
+# `make` alone lists what can be done. Everything runs in .venv; nothing but PyPI is needed.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+XDIST  ?= 2
+ARGS   ?=
+# A file's tests stay in one process, so that what they share is made once; tests/conftest.py divides the threads.
+PYTEST := $(BIN)/python -m pytest -n $(XDIST) --dist loadfile --durations=10
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast lint format bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## make .venv and install everything; skipped while pyproject.toml and constraints.txt are unchanged
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is %d.%d; name another one: make setup PYTHON=python3.11" % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv (a minute or two the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(STAMP) ## train and report; the default is VQ-VAE on phantoms, others by ARGS='model=vqvae data=oasis'
+	@$(BIN)/python -m mri_synth.run $(ARGS)
+
+test: $(STAMP) lint ## all checks: lint, types, docstrings, every test; the ten slowest are named (XDIST=n processes)
+	@$(PYTEST) $(ARGS)
+
+test-fast: $(STAMP) lint ## lint, and the tests that take no more than a moment
+	@$(PYTEST) -m 'not slow' $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy --strict on the package, docstrings against signatures
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; echo "make format mends this"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/pydoclint --quiet mri_synth
+
+format: $(STAMP) ## rewrite the code as ruff wants it
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+bench: $(STAMP) ## one benchmark: make bench NAME=loader (or step); further arguments by ARGS=
+	@test -n "$(NAME)" || { echo "name a benchmark: make bench NAME=$$(grep -l __main__ benchmarks/*.py | xargs -n1 basename -s .py | paste -sd '|')"; exit 2; }
+	@$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
+
+clean: ## remove caches and builds; .venv and outputs/ stay
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .coverage
+	@find mri_synth tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

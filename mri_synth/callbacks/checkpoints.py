@@ -1,0 +1,240 @@
+"""Checkpoints that a killed run can trust, exact resume, and a clean stop on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from mri_synth.errors import UserError
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class Checkpoints(pl.Callback):
+    """`last.ckpt` every N steps and at the end of every epoch, `best.ckpt` by the model's monitored metric.
+
+    Each is written beside its place and renamed. A checkpoint on an epoch's last batch waits for that epoch's
+    validation: Lightning would resume without it.
+
+    Attributes:
+        best: best value so far of the monitored metric; None before the first validation.
+        best_epoch: when it was reached.
+    """
+
+    def __init__(self, folder: Path, monitor: tuple[str, str], every_steps: int, patience: int | None) -> None:
+        """Write into a run's folder.
+
+        Args:
+            folder: the run's.
+            monitor: metric, and "max" or "min".
+            every_steps: between two last.ckpt.
+            patience: stop after this many validations without a better value; None: never.
+        """
+        self.folder, (self.metric, self.mode) = folder, monitor
+        self.every_steps, self.patience = every_steps, patience
+        self.best: float | None = None
+        self.best_epoch = 0
+        self.waited = 0
+
+    def save(self, trainer: pl.Trainer, name: str) -> None:
+        """Write a checkpoint by rename; all ranks must call it.
+
+        Args:
+            trainer: whose state is saved.
+            name: file name in the run's folder.
+
+        Raises:
+            UserError: the folder cannot be written or the disk is full; the file before stays as it was.
+        """
+        partial = self.folder / f".{name}.partial"
+        try:
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(partial, self.folder / name)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            partial.unlink(missing_ok=True)
+            raise UserError(f"cannot write {self.folder / name}: {error}; the checkpoint before it is untouched. "
+                            "Free space, then: python -m mri_synth.run resume=" + str(self.folder)) from error  # fmt: skip
+        trainer.strategy.barrier("checkpoint")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        """Every N steps, except on an epoch's last batch."""
+        if trainer.global_step % self.every_steps == 0 and not trainer.is_last_batch:
+            self.save(trainer, "last.ckpt")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After an epoch's validation: last.ckpt, and best.ckpt when the metric is better than ever."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        value = trainer.callback_metrics.get(self.metric)
+        if value is not None and self._better(float(value)):
+            self.best, self.best_epoch, self.waited = float(value), trainer.current_epoch, 0
+            self.save(trainer, "best.ckpt")
+        else:
+            self.waited += 1
+        if self.patience is not None and self.waited > self.patience:
+            trainer.should_stop = True
+        self.save(trainer, "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An epoch without validation ends with last.ckpt too."""
+        if not trainer.fit_loop.epoch_loop._should_check_val_epoch():
+            self.save(trainer, "last.ckpt")
+
+    def _better(self, value: float) -> bool:
+        if not np.isfinite(value):
+            return False
+        return self.best is None or (value > self.best if self.mode == "max" else value < self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value and patience go on after a resume."""
+        return {"best": self.best, "best_epoch": self.best_epoch, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best value of before."""
+        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
+        self.waited = state_dict["waited"]
+
+
+class ExactResume(pl.Callback):
+    """Random state of every rank in the checkpoint; validation draws from a state of its own."""
+
+    def __init__(self) -> None:
+        self._restored: list[dict[str, Any]] | None = None
+        self._before_validation: dict[str, Any] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Gather the random state of all ranks."""
+        mine = self._before_validation or random_state()
+        if trainer.world_size > 1:
+            everyone: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyone, mine)
+        else:
+            everyone = [mine]
+        checkpoint["random_state"] = everyone
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep it until training starts: what is built before then draws too."""
+        self._restored = checkpoint.get("random_state")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on drawing where the checkpoint left off."""
+        if self._restored is not None and len(self._restored) == trainer.world_size:
+            set_random_state(self._restored[trainer.global_rank])
+        self._restored = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation must not move the training's random state."""
+        self._before_validation = random_state()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Back to the training's random state."""
+        if self._before_validation is not None:
+            set_random_state(self._before_validation)
+            self._before_validation = None
+
+
+def random_state() -> dict[str, Any]:
+    """State of Python's, NumPy's and torch's generators, as tensors and plain values (safe to unpickle)."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the generators where `random_state` found them.
+
+    Args:
+        state: what it returned.
+    """
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    assert isinstance(keys, Tensor)
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class StopCleanly(pl.Callback):
+    """Ctrl-C, SIGTERM or Slurm's SIGUSR1: finish the batch, write last.ckpt, raise `Interrupted`. Twice: at once."""
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self, checkpoints: Checkpoints, agree_every: int) -> None:
+        """Stop by way of a checkpoint.
+
+        Args:
+            checkpoints: writes it.
+            agree_every: with several processes, steps between asking each other whether to stop.
+        """
+        self.checkpoints, self.agree_every = checkpoints, agree_every
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen from now on (Lightning has set its own handlers by now)."""
+        try:
+            self._before = {number: signal.signal(number, self._ask) for number in self.signals}
+        except ValueError:  # not in the main thread (a launcher's worker): its owner stops us
+            self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = number
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:  # fmt: skip
+        """Stop between two batches; on an epoch's last batch only after its validation."""
+        if not trainer.is_last_batch:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Asked during validation: its checkpoint stands already."""
+        if self.asked is not None and trainer.world_size == 1 and trainer.current_epoch > 0:
+            raise self._interrupted()
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        stop = self.asked is not None
+        if trainer.world_size > 1:
+            if trainer.global_step % self.agree_every:
+                return
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            self.checkpoints.save(trainer, "last.ckpt")
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        name = signal.Signals(self.asked or signal.SIGTERM).name
+        folder = self.checkpoints.folder
+        return Interrupted(f"stopped by {name}; nothing is lost. Go on with: python -m mri_synth.run resume={folder}")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,129 @@
+"""Where metrics go: always a CSV in the run folder; W&B by default, offline without a key."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class TidyCSV(Logger):
+    """`metrics.csv` with the columns step, epoch, name, value: rows are only ever appended, so a kill loses none.
+
+    `pandas.read_csv(path).pivot_table(index="step", columns="name", values="value")` makes it wide.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Append to a file.
+
+        Args:
+            path: metrics.csv of the run.
+        """
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """A run has one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:  # type: ignore[override]
+        """They are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        """Append one row per metric."""
+        new = not self.path.exists()
+        epoch = metrics.get("epoch", "")
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(["step", "epoch", "name", "value"])
+            writer.writerows([step, int(epoch) if epoch != "" else "", name, repr(float(value))]
+                             for name, value in metrics.items() if name != "epoch")  # fmt: skip
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of a killed run that its resumed run will write again.
+
+        Args:
+            step: of the checkpoint; rows from later steps go.
+        """
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = [x for i, x in enumerate(lines) if x.endswith("\n") and (i == 0 or int(x.split(",", 1)[0]) < step)]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, self.path)
+
+
+def wandb_logger(
+    run: Path,
+    project: str = "mri_synth",
+    entity: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    mode: Literal["auto", "online", "offline"] = "auto",
+) -> list[Logger]:
+    """Weights & Biases; the run's id is its folder's name, so that a resumed run goes on in the same curves.
+
+    Args:
+        run: the run's folder.
+        project: of W&B.
+        entity: user or team; None for the key's own.
+        group: runs shown together, such as a sweep.
+        tags: any words.
+        mode: "auto" is online with an API key and offline without; never a prompt.
+
+    Returns:
+        One logger.
+    """
+    keyed = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_key()
+    offline = mode == "offline" or (mode == "auto" and not keyed) or os.environ.get("WANDB_MODE") == "offline"
+    os.environ.setdefault("WANDB_SILENT", "true")
+    identity = run_id(run)
+    return [WandbLogger(name=run.name, id=identity, project=project, entity=entity, group=group, tags=tags,
+                        save_dir=str(run), offline=offline, log_model=False, resume="allow")]  # fmt: skip
+
+
+def csv_only() -> list[Logger]:
+    """Nothing beside metrics.csv.
+
+    Returns:
+        No logger.
+    """
+    return []
+
+
+def run_id(run: Path) -> str:
+    """A stable id from the path below outputs/: letters, digits, - and _.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        At most 128 characters.
+    """
+    parts = run.resolve().parts
+    below = parts[parts.index("outputs") + 1 :] if "outputs" in parts else parts[-1:]
+    return "-".join("".join(c if c.isalnum() or c in "-_" else "_" for c in p) for p in below)[-128:]
+
+
+def _netrc_has_key() -> bool:
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return "api.wandb.ai" in path.read_text()
+    except OSError:
+        return False

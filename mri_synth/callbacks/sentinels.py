@@ -1,0 +1,89 @@
+"""Sentinels: what goes wrong in training is noticed, explained, and leaves evidence."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from mri_synth.data.batch import Batch
+from mri_synth.errors import UserError
+
+
+class NonFinite(pl.Callback):
+    """Stops at a loss that is NaN or infinite, with the offending batch saved.
+
+    The check stays on the device: a tensor remembers the first bad step and is read every log interval and before
+    every checkpoint, so that no step waits for it and no checkpoint holds ruined weights.
+    """
+
+    def __init__(self, folder: Path, every_steps: int) -> None:
+        """Watch a run.
+
+        Args:
+            folder: the run's; nonfinite_batch.pt goes there.
+            every_steps: between two looks at the flag.
+        """
+        self.folder, self.every_steps = folder, every_steps
+        self.first_bad: Tensor | None = None
+        self.recent: deque[tuple[int, int, Tensor]] = deque(maxlen=every_steps + 1)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
+                           batch_idx: int) -> None:  # fmt: skip
+        """Remember the batch's items, and whether its loss was finite."""
+        loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
+        if self.first_bad is None:
+            self.first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
+        step = trainer.global_step
+        self.recent.append((step, trainer.current_epoch, batch.index))
+        newly = (self.first_bad < 0) & ~torch.isfinite(loss).all()
+        self.first_bad = torch.where(newly, step, self.first_bad)
+        if step % self.every_steps == 0:
+            self.look(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The interval may be longer than an epoch."""
+        self.look(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before an epoch's checkpoint."""
+        if trainer.state.fn == "fit":
+            self.look(trainer)
+
+    def look(self, trainer: pl.Trainer) -> None:
+        """Read the flag.
+
+        Args:
+            trainer: of the run.
+
+        Raises:
+            UserError: a loss was not finite; names the step, the saved batch and the remedy.
+        """
+        if self.first_bad is None or (step := int(self.first_bad)) < 0:
+            return
+        epoch, index = next(((e, i) for s, e, i in self.recent if s == step), (trainer.current_epoch, None))
+        path = self.folder / "nonfinite_batch.pt"
+        saved = ""
+        if index is not None and trainer.datamodule is not None:  # type: ignore[attr-defined]
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            items: Batch = data.view("train").__getitems__(index.tolist())
+            torch.save({"step": step, "epoch": epoch, "index": index.cpu(), "image": items.image,
+                        "subject": list(items.subject), "seed": data.seed}, path)  # fmt: skip
+            saved = (
+                f" The batch is in {path} (its items, subjects, epoch and seed: augmentation depends on these alone)."
+            )
+        raise UserError(
+            f"the loss was not finite at step {step} (epoch {epoch}).{saved} last.ckpt is from before it. Remedies, in "
+            "this order: a lower model.lr, trainer.gradient_clip=1, trainer.precision=32-true, and mri-synth describe "
+            "for the intensities of these subjects."
+        )
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Ruined weights never replace a good checkpoint."""
+        self.look(trainer)

@@ -1,0 +1,332 @@
+"""The data module every data set shares: index -> studies -> store -> split -> views -> loaders."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from annotated_types import Ge, Le
+from pydantic import TypeAdapter
+from torch.utils.data import DataLoader
+
+from mri_synth.data import prepare
+from mri_synth.data.augment import augment
+from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.prepare import Preparation, Study
+from mri_synth.data.sampler import EpochBatches
+from mri_synth.data.scan import SPLITS, Scan
+from mri_synth.data.settings import (
+    AugmentSettings,
+    Fit,
+    IntensitySettings,
+    Plane,
+    Positive,
+    SliceSettings,
+    SplitSettings,
+)
+from mri_synth.data.split import DROPPED, assign, drop_leaks
+from mri_synth.data.store import MASK, Prepared, Store, open_or_build
+from mri_synth.data.views import Images
+from mri_synth.data.volume import Volume, read
+from mri_synth.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_NOT_CONTENT = {"root", "contrasts", "plane", "size", "fit", "spacing_mm", "slices", "intensity", "split", "augment",
+                "batch_size", "workers", "cache", "on_bad_file"}  # fmt: skip
+
+
+@dataclass(kw_only=True, eq=False)
+class MRIDataModule(pl.LightningDataModule):
+    """Base of all data modules. A data set is a subclass that says which files there are: `scans()`.
+
+    Subclasses are dataclasses too (`@dataclass(kw_only=True, eq=False)`): a field is a config key.
+
+    Attributes:
+        root: folder of the data; None for `$MRI_SYNTH_DATA/<data set>`.
+        contrasts: which contrasts, in order; with pairs the last one is the target.
+        plane: slices are axial, coronal or sagittal (files that are single pictures stay as they are).
+        size: slices become (size, size) pixels.
+        fit: "contain" scales the whole field of view into the frame, "crop" keeps the pixels, "stretch" fills it.
+        spacing_mm: pixel spacing of the frame; None to follow `fit`.
+        slices: which slices of a volume.
+        intensity: how intensities become [-1, 1].
+        split: who is in train, val and test.
+        augment: random changes of the training images.
+        batch_size: items per batch and process.
+        workers: loader processes; 0 reads in the main process, which is fast enough for all but many GPUs.
+        cache: folder of the prepared slices; None for `$MRI_SYNTH_CACHE` or `~/.cache/mri_synth`.
+        on_bad_file: files that cannot be used are an "error" or are left out and listed ("skip").
+    """
+
+    root: str | None = None
+    contrasts: list[str] = field(default_factory=lambda: ["T1"])
+    plane: Plane = "axial"
+    size: Annotated[int, Ge(4), Le(2048)] = 128
+    fit: Fit = "contain"
+    spacing_mm: Annotated[float, Ge(0.05)] | None = None
+    slices: SliceSettings = field(default_factory=SliceSettings)
+    intensity: IntensitySettings = field(default_factory=IntensitySettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    batch_size: Positive = 32
+    workers: Annotated[int, Ge(0)] = 0
+    cache: str | None = None
+    on_bad_file: Literal["error", "skip"] = "error"
+
+    label_from_mask: ClassVar[tuple[str, str] | None] = None
+    simulated: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        for name, kind in (("slices", SliceSettings), ("intensity", IntensitySettings), ("split", SplitSettings),
+                           ("augment", AugmentSettings)):  # fmt: skip
+            setattr(self, name, TypeAdapter(kind).validate_python(getattr(self, name)))
+        self.contrasts = list(self.contrasts)
+        self.seed = 0
+        self.view_class: type[Images] = Images
+        self._store: Store | None = None
+        self._resume_at = (0, 0)
+
+    # -- what a data set says ------------------------------------------------------------------------------------
+
+    def scans(self) -> list[Scan]:
+        """Which files, which subject, which contrast: nothing is read.
+
+        Returns:
+            One entry per file or series.
+
+        Raises:
+            NotImplementedError: a data set must say it.
+        """
+        raise NotImplementedError
+
+    def read(self, scan: Scan) -> Volume:
+        """The scan's voxels; a data set that simulates overrides this.
+
+        Args:
+            scan: one of `scans()`.
+
+        Returns:
+            Its volume.
+        """
+        return read(scan.path, scan.series, allow_constant=scan.contrast == MASK)
+
+    def without_noise(self) -> MRIDataModule | None:
+        """The same images without noise, set up; None for data that cannot have them (all that were measured)."""
+        return None
+
+    @classmethod
+    def labelled(cls, arguments: Mapping[str, Any]) -> bool:
+        """Whether items have classes under these constructor arguments; nothing is opened."""
+        return cls.label_from_mask is not None or arguments.get("label", "none") != "none"
+
+    @classmethod
+    def refuses(cls, view: type[Images], arguments: Mapping[str, Any]) -> str:
+        """Why this data set cannot offer a view under these constructor arguments; nothing is opened.
+
+        Args:
+            view: one of `mri_synth.data.views`.
+            arguments: constructor arguments.
+
+        Returns:
+            The reason with the way out; "" when it offers the view.
+        """
+        contrasts = list(arguments.get("contrasts") or [])
+        if contrasts and len(contrasts) < view.least_contrasts:
+            return (f"needs {view.name} of at least {view.least_contrasts} contrasts; data.contrasts={contrasts}; "
+                    "try data.contrasts=[T1,T2]")  # fmt: skip
+        if view.name == "labelled" and not cls.labelled(arguments):
+            return "needs labelled images; this data has no classes under these settings"
+        return ""
+
+    # -- index, store, split --------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Make the store if it does not stand yet (once per node; others wait for the lock)."""
+        self._open()
+
+    def _open(self) -> Store:
+        if self._store is None:
+            scans = self.scans()
+            found = list(dict.fromkeys(s.contrast for s in scans if s.contrast != MASK))
+            if not self.contrasts:
+                self.contrasts = found
+            if absent := [c for c in self.contrasts if c not in found]:
+                raise UserError(f"data.contrasts={self.contrasts}: no file of {absent}; found: {found}")
+            self._scans = scans
+            todo = prepare.group(scans, self.contrasts)
+            given = sorted({s.label for s in scans if s.label is not None})
+            self._classes = self.label_from_mask if self.label_from_mask else tuple(given)
+            self._preparation = Preparation(
+                tuple(self.contrasts), self.plane, self.size, self.fit, self.spacing_mm, self.slices, self.intensity,
+                self.label_from_mask, self._classes,
+            )  # fmt: skip
+            own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
+            skip = self.on_bad_file == "skip"
+            name = type(self).__name__.lower()
+            self.data_hash = prepare.key(todo, self._preparation, own, skip)
+            self._store = open_or_build(
+                cache_folder(self.cache), f"{name}-{self.data_hash}", self.size, lambda: self._prepared(todo, skip)
+            )
+        return self._store
+
+    def _prepared(self, todo: list[Study], skip: bool) -> Iterator[Prepared]:
+        from tqdm import tqdm
+
+        threads = min(8, os.cpu_count() or 1)
+        log.info("preparing %d studies of %s (once; kept in the cache)", len(todo), type(self).__name__)
+        items = prepare.studies(todo, self._preparation, self.read, skip_bad=skip, threads=threads)
+        yield from tqdm(items, "preparing", total=len(todo), unit="study", leave=False, disable=len(todo) < 4)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store, split, check for leaks.
+
+        Args:
+            stage: Lightning's word; all stages need the same.
+
+        Raises:
+            UserError: no slice is left, the split leaks, or train or val is empty.
+        """
+        if hasattr(self, "spec"):
+            return
+        store = self._open()
+        if not store.rows:
+            reasons = Counter(f["reason"] for f in store.files if f["reason"]).most_common(3)
+            raise UserError(f"no slice of {len(self._scans)} files can be used; the commonest reasons: {reasons}")
+        splits = assign(store.studies, self.split)
+        names = [s["path"] for s in store.studies]
+        leaks = drop_leaks([[s["subject"]] for s in store.studies], splits, names, "subject", self.split)
+        self.leaks = [reason for _, reason in leaks]
+        of_row = np.asarray(splits, object)[store.table["study"]].tolist()
+        row_names = [f"{names[s]} (slice {n})" for s, n in zip(store.table["study"], store.table["slice"], strict=True)]
+        leaks = drop_leaks(self._image_keys(store), of_row, row_names, "identical image", self.split)
+        self.leaks += [reason for _, reason in leaks]
+        for reason in self.leaks:
+            log.warning("dropped: %s", reason)
+        self._splits = np.asarray(of_row, object)
+        self.split_rows = {split: np.flatnonzero(self._splits == split) for split in SPLITS}
+        for split in ("train", "val"):
+            if not len(self.view(split)):
+                raise UserError(f"no item is left in {split}; see data.split, data.slices and the view "
+                                f"'{self.view_class.name}' that the method needs")  # fmt: skip
+        spacings = {tuple(s["spacing_mm"]) for s in store.studies}
+        self.spec = DataSpec(
+            size=self.size,
+            contrasts=tuple(self.contrasts),
+            classes=tuple(self._classes),
+            spacing_mm=spacings.pop() if len(spacings) == 1 else None,
+            plane=None if all(f.get("orientation") == "picture" for f in store.files if not f["bad"]) else self.plane,
+            simulated=self.simulated,
+            preparation=asdict(self._preparation) | {"data": type(self).__name__.lower()},
+        )
+
+    def _image_keys(self, store: Store) -> list[list[int]]:
+        """Hashes of the images of each row; a row of several contrasts has several."""
+        keys: list[list[int]] = [[] for _ in range(store.rows)]
+        for name in store.counts:
+            if name != MASK:
+                rows, hashes = store.table[f"row_{name}"], store.table[f"hash_{name}"]
+                for row in np.flatnonzero((rows >= 0) & (store.table["foreground"] > 0)).tolist():  # blanks are alike
+                    keys[row].append(int(hashes[rows[row]]))
+        return keys
+
+    @property
+    def manifest(self) -> list[dict[str, Any]]:
+        """One record per file: split, subject, session, contrast, path, sha256, slices, label, age, sex, site, ..."""
+        store = self._open()
+        of_study = {s["path"]: (s, i) for i, s in enumerate(store.studies)}
+        split_of = {int(i): str(s) for s, i in zip(self._splits, store.table["study"], strict=True) if s}
+        rows, split = [], DROPPED
+        for f in store.files:
+            study, number = of_study.get(f["path"], (None, -1))
+            if study is not None:
+                split = split_of.get(number, DROPPED)
+            elif f["bad"]:
+                split = DROPPED
+            about = {k: (study or {}).get(k) for k in ("label", "age", "sex", "site")}
+            reason = f["reason"] or ("" if split else "not in the split")
+            facts = {k: f.get(k) for k in ("shape", "spacing_mm", "orientation", "dtype", "low", "high")}
+            rows.append({"split": split, "subject": f["subject"], "session": f["session"], "contrast": f["contrast"],
+                         "path": f["path"], "sha256": f["sha256"], "slices": f.get("slices", 0), **about, **facts,
+                         "reason": reason})  # fmt: skip
+        return rows
+
+    # -- loaders --------------------------------------------------------------------------------------------------
+
+    def view(self, split: str) -> Images:
+        """What the method sees of a split.
+
+        Args:
+            split: train, val or test.
+
+        Returns:
+            The items, `__getitems__` reads whole batches of them.
+        """
+        return self.view_class(self._open(), self.split_rows[split], self.contrasts)
+
+    def _loader(self, split: str, shuffle: bool) -> DataLoader[Batch]:
+        items = self.view(split)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        batches = EpochBatches(len(items), self.batch_size, seed=self.seed, shuffle=shuffle, drop_last=shuffle,
+                               rank=rank, world=world)  # fmt: skip
+        if shuffle:
+            batches.resume_at = self._resume_at
+            batches.epoch = trainer.current_epoch if trainer else 0
+        return DataLoader(
+            items,
+            batch_sampler=batches,
+            collate_fn=_whole,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew every epoch; starts in mid-epoch when a run is resumed there."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """All validation items in order."""
+        return self._loader("val", shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """All test items in order."""
+        return self._loader("test", shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augment training batches on the device."""
+        if self.augment and self.trainer is not None and self.trainer.training:
+            return augment(batch, self.augment, self.seed, self.trainer.current_epoch)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training data stand: the epoch and batch that come next."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        epoch, batch = self.trainer.current_epoch, loop.epoch_loop.batch_progress.current.ready
+        return {"next": (epoch + 1, 0) if batch >= self.trainer.num_training_batches else (epoch, batch)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where a checkpoint left off."""
+        epoch, batch = state_dict["next"]
+        self._resume_at = (int(epoch), int(batch))
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
+def cache_folder(cache: str | None) -> Path:
+    """Where stores are kept: `data.cache`, else `$MRI_SYNTH_CACHE`, else `~/.cache/mri_synth`."""
+    return Path(cache or os.environ.get("MRI_SYNTH_CACHE") or Path.home() / ".cache" / "mri_synth").expanduser()

@@ -1,0 +1,95 @@
+"""What flows from a data module to a method: `Batch`, and what the data knows of itself: `DataSpec`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a model must know of its data; plain values, saved with every checkpoint.
+
+    Attributes:
+        channels: image channels, 1 for MRI.
+        size: images are (size, size) pixels.
+        contrasts: contrast names in channel or view order.
+        classes: label names in index order; empty when the data are unlabelled.
+        spacing_mm: pixel spacing (row, column) where it is the same for all images, else None.
+        plane: "axial", "coronal" or "sagittal"; None when files are single pictures of unknown plane.
+        simulated: True when no scanner was involved.
+        preparation: the data module's preparation settings (plane, fit, intensity, ...), so that a new file
+            can be brought to the model exactly as the training files were.
+    """
+
+    channels: int = 1
+    size: int
+    contrasts: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    spacing_mm: tuple[float, float] | None = None
+    plane: str | None = None
+    simulated: bool = False
+    preparation: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of plain values, as stored in a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, value: DataSpec | dict[str, Any]) -> DataSpec:
+        """The spec itself, or the spec a checkpoint's dict stands for."""
+        if isinstance(value, DataSpec):
+            return value
+        value = dict(value)
+        for key in ("contrasts", "classes", "spacing_mm"):
+            if isinstance(value.get(key), list):
+                value[key] = tuple(value[key])
+        return cls(**value)
+
+
+@dataclass
+class Batch:
+    """One batch as every method sees it.
+
+    Attributes:
+        image: (B, C, H, W) float32 in [-1, 1].
+        index: (B,) int64, position of each item in its split: the same item has the same index in every epoch.
+        target: (B, C, H, W) float32 in [-1, 1], where the view offers it.
+        label: (B,) int64, index into `spec.classes`, -1 where unlabelled.
+        mask: (B, 1, H, W) float32 in {0, 1}, lesion or tumour, where the data has it.
+        subject: B subject names.
+        contrast: B contrast names.
+        slice: (B,) int64, slice number in its volume.
+        age: (B,) float32 years, NaN where unknown.
+        sex: B of "F", "M" or "".
+        site: B site names or "".
+    """
+
+    image: Tensor
+    index: Tensor
+    target: Tensor | None = None
+    label: Tensor | None = None
+    mask: Tensor | None = None
+    subject: tuple[str, ...] = ()
+    contrast: tuple[str, ...] = ()
+    slice: Tensor | None = None
+    age: Tensor | None = None
+    sex: tuple[str, ...] = ()
+    site: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def to(self, *args: Any, **kwargs: Any) -> Batch:
+        """Tensors moved as by `Tensor.to`."""
+        return self._map(lambda t: t.to(*args, **kwargs))
+
+    def pin_memory(self) -> Batch:
+        """Tensors in page-locked memory (called by the DataLoader)."""
+        return self._map(lambda t: t.pin_memory())
+
+    def _map(self, f: Any) -> Batch:
+        tensors = {a.name: getattr(self, a.name) for a in fields(self) if isinstance(getattr(self, a.name), Tensor)}
+        return replace(self, **{name: f(t) for name, t in tensors.items()})

@@ -1,0 +1,287 @@
+"""From scans to stored slices: group into studies, one grid, chosen slices, intensities to [-1, 1], one frame."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
+
+from mri_synth.data.frame import Frame
+from mri_synth.data.intensity import fit_intensity
+from mri_synth.data.scan import Scan
+from mri_synth.data.settings import Fit, IntensitySettings, Plane, SliceSettings
+from mri_synth.data.store import MASK, Prepared
+from mri_synth.data.volume import Slices, Volume, resample_to, same_grid, to_slices
+from mri_synth.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FOREGROUND = -0.8
+"""Intensities in [-1, 1] above this count as foreground (10 % of the range)."""
+Reader = Callable[[Scan], Volume]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Scans of one subject and visit that show the same place; at most one per contrast.
+
+    Attributes:
+        scans: contrast (or "mask") -> scan.
+    """
+
+    scans: dict[str, Scan] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Scan:
+        """The scan that names the study: its first image."""
+        return next(iter(self.scans.values()))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """All that decides how files become slices; part of the store's key.
+
+    Attributes:
+        contrasts: wanted, in order; the first one that a study has gives the grid.
+        plane: axial, coronal or sagittal.
+        size: of the frame, pixels.
+        fit: how slices come into the frame.
+        spacing_mm: of the frame's pixels, None to follow `fit`.
+        slices: which ones.
+        intensity: how they become [-1, 1].
+        classes_from_mask: names of an empty and of a marked slice, where a mask gives the label.
+        classes: label names in index order.
+    """
+
+    contrasts: tuple[str, ...]
+    plane: Plane
+    size: int
+    fit: Fit
+    spacing_mm: float | None
+    slices: SliceSettings
+    intensity: IntensitySettings
+    classes_from_mask: tuple[str, str] | None = None
+    classes: tuple[str, ...] = ()
+
+
+def group(scans: Sequence[Scan], contrasts: Sequence[str]) -> list[Study]:
+    """Scans of one subject, session and slice number become one study.
+
+    Args:
+        scans: all scans; contrasts that are not wanted are left out.
+        contrasts: wanted contrasts; masks are always kept.
+
+    Returns:
+        Studies in the order of the scans. Several scans of one contrast without session or slice number are
+        studies of their own when one contrast is wanted.
+
+    Raises:
+        UserError: several scans of one contrast where pairs are wanted: which belong together is not known.
+    """
+    places: dict[tuple[str, str, int | None], dict[str, list[Scan]]] = defaultdict(lambda: defaultdict(list))
+    for scan in scans:
+        if scan.contrast in contrasts or scan.contrast == MASK:
+            places[scan.subject, scan.session, scan.slice][scan.contrast].append(scan)
+    studies = []
+    for found in places.values():
+        order = [c for c in (*contrasts, MASK) if c in found]
+        if not order or order == [MASK]:
+            continue
+        if all(len(found[c]) == 1 for c in order):
+            studies.append(Study({c: found[c][0] for c in order}))
+        elif len(contrasts) == 1:
+            studies += [Study({order[0]: scan}) for scan in found[order[0]]]
+        else:
+            several = next(c for c in order if len(found[c]) > 1)
+            names = ", ".join(str(s.path.name) for s in found[several][:4])
+            raise UserError(
+                f"subject {found[several][0].subject} has {len(found[several])} scans of {several} ({names}); which "
+                "belongs to which is not known. Name the visit (the group 'session' in data.pattern, or a column "
+                "session in data.subjects), or take one contrast: data.contrasts=[T1]"
+            )
+    return studies
+
+
+def studies(todo: Sequence[Study], settings: Preparation, read: Reader, *, skip_bad: bool,
+            threads: int) -> Iterator[Prepared]:  # fmt: skip
+    """Prepare studies in order, several at a time, memory bounded by the number of threads.
+
+    Args:
+        todo: what to read.
+        settings: how.
+        read: scan to volume.
+        skip_bad: files that cannot be used are recorded and left out instead of collected into an error.
+        threads: how many studies at a time.
+
+    Yields:
+        Prepared studies.
+
+    Raises:
+        UserError: files that cannot be used, all of them with their reasons, unless `skip_bad`.
+    """
+    bad: list[str] = []
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(todo), 4 * threads):
+            for item in pool.map(lambda s: prepare(s, settings, read), todo[start : start + 4 * threads]):
+                bad += [f"{f['path']}: {f['reason']}" for f in item.files if f["bad"]]
+                if not bad or skip_bad:
+                    yield item
+    if bad and not skip_bad:
+        shown = "\n".join(f"  {line}" for line in bad[:20])
+        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise UserError(f"{len(bad)} file(s) cannot be used:\n{shown}{more}\n"
+                        "Mend or remove them, or say data.on_bad_file=skip: they are then left out and listed.")  # fmt: skip
+
+
+def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
+    """Read and prepare one study.
+
+    Args:
+        study: its scans.
+        settings: how.
+        read: scan to volume.
+
+    Returns:
+        Its slices; no images, and the reason in `files`, when nothing of it can be used.
+    """
+    first = study.first
+    out = Prepared(study={
+        "subject": first.subject, "session": first.session, "label": first.label, "split": first.split,
+        "age": first.age, "sex": first.sex, "site": first.site, "path": str(first.path), "scan_slice": first.slice,
+    })  # fmt: skip
+    volumes: dict[str, Volume] = {}
+    for contrast, scan in study.scans.items():
+        record: dict[str, Any] = {"subject": scan.subject, "session": scan.session, "contrast": contrast,
+                                  "path": str(scan.path), "sha256": _sha256(scan.path), "bad": False, "reason": ""}  # fmt: skip
+        out.files.append(record)
+        try:
+            volumes[contrast] = volume = read(scan)
+            record |= _facts(volume)
+        except UserError as error:
+            record |= {"bad": True, "reason": str(error).removeprefix(f"{scan.path}: ")}
+    if not volumes or next(iter(volumes)) == MASK:
+        return out
+    try:
+        _fill(out, volumes, settings)
+    except UserError as error:
+        out.images.clear()
+        out.files[0] |= {"bad": True, "reason": str(error)}
+    return out
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _facts(volume: Volume) -> dict[str, Any]:
+    spacing = np.sqrt((volume.affine[:3, :3] ** 2).sum(0))
+    return {
+        "shape": list(volume.array.shape),
+        "spacing_mm": [round(float(s), 4) for s in spacing],
+        "orientation": "picture" if volume.picture else "".join(volume.source_axes or aff2axcodes(volume.affine)),
+        "dtype": str(volume.dtype),
+    }
+
+
+def _fill(out: Prepared, volumes: dict[str, Volume], settings: Preparation) -> None:
+    """Fill in images and columns of a study whose files were read."""
+    reference = next(iter(volumes.values()))
+    cut: dict[str, Slices] = {}
+    for contrast, volume in volumes.items():
+        if not same_grid(volume, reference):
+            if volume.picture or reference.picture:
+                raise UserError(f"{contrast} has {volume.array.shape[:2]} pixels, {next(iter(volumes))} "
+                                f"{reference.array.shape[:2]}: pictures of a pair must have one size")  # fmt: skip
+            volume = resample_to(volume, reference, nearest=contrast == MASK)
+        cut[contrast] = to_slices(volume, settings.plane)
+    intensities = {c: fit_intensity(volumes[c].array, settings.intensity) for c in cut if c != MASK}
+    base = next(iter(cut))
+    slices = cut[base]
+    shown = intensities[base].apply(slices.images)
+    share = (shown > FOREGROUND).mean((1, 2))
+    keep = choose(slices, share, settings.slices)
+    if not len(keep):
+        out.files[0]["reason"] = (f"no slice left by data.slices ({len(share)} slices, largest foreground share "
+                                  f"{share.max():.3f})")  # fmt: skip
+        return
+    frame = Frame.fit(slices.images.shape[1:], slices.spacing_mm, settings.size, settings.fit, settings.spacing_mm)
+    for contrast, part in cut.items():
+        if contrast == MASK:
+            out.images[MASK] = frame.apply((part.images[keep] > 0).astype(np.float32), fill=0, nearest=True)
+        else:
+            out.images[contrast] = frame.apply(intensities[contrast].apply(part.images[keep]), fill=-1)
+    for record in out.files:
+        if record["contrast"] in intensities:
+            intensity = intensities[record["contrast"]]
+            record |= {"low": intensity.low, "high": intensity.high, "slices": len(keep),
+                       "slices_left_out": len(share) - len(keep)}  # fmt: skip
+    number = out.study["scan_slice"]
+    label = settings.classes.index(out.study["label"]) if out.study["label"] in settings.classes else -1
+    labels = np.full(len(keep), label)
+    if settings.classes_from_mask:
+        labels[:] = -1 if MASK not in cut else out.images[MASK].any((1, 2)).astype(int)
+    out.columns = {
+        "slice": slices.index[keep] if number is None else np.array([number]),
+        "position_mm": slices.position_mm[keep],
+        "label": labels,
+        "foreground": (out.images[base] > FOREGROUND).mean((1, 2)),
+    }
+    out.study |= {"spacing_mm": list(frame.spacing_mm), "frame_covers": round(frame.covered, 4)}
+
+
+def choose(slices: Slices, share: NDArray[np.floating[Any]], settings: SliceSettings) -> NDArray[np.intp]:
+    """Positions of the slices that the settings ask for.
+
+    Args:
+        slices: of one volume.
+        share: (N,) share of foreground pixels of each.
+        settings: `data.slices`.
+
+    Returns:
+        Positions in [0, N), ascending.
+    """
+    where: NDArray[Any] = slices.index
+    if settings.unit == "mm":
+        where = slices.position_mm
+    elif settings.unit == "share":
+        extent = np.flatnonzero(share > 0.01)
+        if not len(extent):
+            return np.zeros(0, np.intp)
+        where = (np.arange(len(share)) - extent[0]) / max(extent[-1] - extent[0], 1)
+    start = -np.inf if settings.start is None else settings.start
+    stop = np.inf if settings.stop is None else settings.stop
+    inside = np.flatnonzero((where >= start) & (where <= stop))[:: settings.step]
+    return inside[share[inside] >= settings.min_foreground]
+
+
+def key(todo: Sequence[Study], settings: Preparation, extra: dict[str, Any], skip_bad: bool) -> str:
+    """Hash of everything that decides the store's content.
+
+    Args:
+        todo: the studies; a file counts by path, size and modification time.
+        settings: how they are prepared.
+        extra: the data set's own settings.
+        skip_bad: whether unusable files are left out.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256(repr((asdict(settings), sorted(extra.items()), skip_bad, "prepare-1")).encode())
+    for study in todo:
+        for contrast, scan in study.scans.items():
+            stat = scan.path.stat() if scan.path.exists() else None
+            seen = (stat.st_size, stat.st_mtime_ns) if stat else ()
+            digest.update(repr((contrast, scan, seen)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""Views: what a method sees of a data set. One small class each; `Needs.view` names one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mri_synth.data.batch import Batch
+from mri_synth.data.store import MASK, SCALE, Store
+
+
+class Images(Dataset[Batch]):
+    """Every slice of every wanted contrast is an item of its own, label and mask beside it where there are any.
+
+    Attributes:
+        store: where the slices are.
+        rows: (N,) positions in the store's table.
+        contrast: (N,) index into `contrasts` of each item.
+    """
+
+    name: ClassVar[str] = "images"
+    least_contrasts: ClassVar[int] = 1
+
+    def __init__(self, store: Store, rows: NDArray[Any], contrasts: Sequence[str]) -> None:
+        self.store = store
+        self.contrasts = tuple(contrasts)
+        chosen = [(row, c) for c, name in enumerate(contrasts) for row in rows[self._has(name, rows)].tolist()]
+        chosen = [item for item in sorted(chosen) if self._wanted(item[0])]
+        self.rows, self.contrast = np.asarray(chosen, np.int64).reshape(-1, 2).T
+        field = [[s[name] for s in store.studies] for name in ("subject", "sex", "site", "age")]
+        self._subject, self._sex, self._site = (np.asarray([v or "" for v in f], object) for f in field[:3])
+        self._age = np.asarray([np.nan if a is None else a for a in field[3]], np.float32)
+
+    def _has(self, name: str, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        column: NDArray[Any] | None = self.store.table.get(f"row_{name}")
+        return np.zeros(len(rows), bool) if column is None else column[rows] >= 0
+
+    def _wanted(self, row: int) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def subjects(self) -> NDArray[Any]:
+        """(N,) subject names of the items."""
+        return self._subject[self.store.table["study"][self.rows]]  # type: ignore[no-any-return]
+
+    def __getitem__(self, index: int) -> Batch:
+        """One item as a batch of one; loaders ask for whole batches."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A whole batch, read at once.
+
+        Args:
+            indices: items of this view.
+
+        Returns:
+            Their batch, image (B, C, H, W).
+        """
+        items = np.asarray(indices)
+        rows, contrast = self.rows[items], self.contrast[items]
+        table = self.store.table
+        study = table["study"][rows]
+        mask = self.read(MASK, rows) if f"row_{MASK}" in table else None
+        return Batch(
+            image=self.image(rows, contrast),
+            target=self.target(rows, contrast),
+            index=torch.from_numpy(items),
+            label=torch.from_numpy(table["label"][rows].astype(np.int64)),
+            mask=mask,
+            subject=tuple(self._subject[study]),
+            contrast=tuple(self.contrasts[c] for c in contrast),
+            slice=torch.from_numpy(table["slice"][rows].astype(np.int64)),
+            age=torch.from_numpy(self._age[study]),
+            sex=tuple(self._sex[study]),
+            site=tuple(self._site[study]),
+        )
+
+    def image(self, rows: NDArray[Any], contrast: NDArray[Any]) -> Tensor:
+        """(B, 1, H, W) float32: each row in the contrast of its item."""
+        if len(self.contrasts) == 1:
+            return self.read(self.contrasts[0], rows)
+        out = torch.empty(len(rows), 1, self.store.size, self.store.size)
+        for c in np.unique(contrast):
+            here = contrast == c
+            out[torch.from_numpy(here)] = self.read(self.contrasts[c], rows[here])
+        return out
+
+    def target(self, rows: NDArray[Any], contrast: NDArray[Any]) -> Tensor | None:
+        """What the image is to become, where the view offers it."""
+        return None
+
+    def read(self, name: str, rows: NDArray[Any]) -> Tensor:
+        """(B, 1, H, W) float32 of one contrast in [-1, 1], or of the mask in {0, 1} (0 where there is none)."""
+        at = self.store.table[f"row_{name}"][rows]
+        raw = torch.from_numpy(self.store.read(name, np.maximum(at, 0)))[:, None]
+        if name == MASK:
+            return raw.float() * torch.from_numpy(at >= 0)[:, None, None, None]
+        return raw.to(torch.float32).mul_(1 / SCALE)
+
+
+class Labelled(Images):
+    """Images whose class is known."""
+
+    name = "labelled"
+
+    def _wanted(self, row: int) -> bool:
+        return bool(self.store.table["label"][row] >= 0)
+
+
+class Pairs(Images):
+    """Slices that exist in every wanted contrast: all but the last are the channels of `image`, the last `target`."""
+
+    name = "pairs"
+    least_contrasts = 2
+
+    def __init__(self, store: Store, rows: NDArray[Any], contrasts: Sequence[str]) -> None:
+        for name in contrasts:
+            rows = rows[self._present(store, name)[rows]]
+        super().__init__(store, rows, contrasts[:1])
+        self.sources, self.goal = tuple(contrasts[:-1]), contrasts[-1]
+
+    @staticmethod
+    def _present(store: Store, name: str) -> NDArray[np.bool_]:
+        column: NDArray[Any] = store.table.get(f"row_{name}", np.full(store.rows, -1))
+        return column >= 0
+
+    def image(self, rows: NDArray[Any], contrast: NDArray[Any]) -> Tensor:
+        """(B, sources, H, W) float32."""
+        return torch.cat([self.read(name, rows) for name in self.sources], 1)
+
+    def target(self, rows: NDArray[Any], contrast: NDArray[Any]) -> Tensor | None:
+        """(B, 1, H, W) float32."""
+        return self.read(self.goal, rows)

@@ -1,0 +1,162 @@
+"""Fit, test, report: what a run does once everything is built."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from mri_synth import outputs
+from mri_synth.callbacks.loggers import TidyCSV
+from mri_synth.data.base import MRIDataModule
+from mri_synth.data.split import write_manifest
+from mri_synth.metrics.references import NOTES, references
+from mri_synth.metrics.scores import PROTOCOLS, summarise
+from mri_synth.models.base import SynthModule, read_checkpoint
+from mri_synth.report import explain, write_report
+from mri_synth.trainer import Throughput
+
+log = logging.getLogger(__name__)
+
+
+def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: SynthModule, trainer: pl.Trainer,
+                 started: float) -> float | None:  # fmt: skip
+    """Train (unless task=test), score the best checkpoint on the test split once, write results and report.
+
+    Args:
+        cfg: the run's configuration.
+        folder: of the run.
+        data: set up.
+        model: built for these data.
+        trainer: built for this run.
+        started: `time.monotonic()` at the start of the run.
+
+    Returns:
+        The monitored metric of the best checkpoint; with task=test the same metric on the test split.
+    """
+    about = describe_run(cfg, data, model, trainer)
+    if trainer.is_global_zero:
+        write_manifest(folder / "split.csv", data.manifest)
+        outputs.write_results(folder, about | {"status": "started"})
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update({"config": OmegaConf.to_container(cfg), **about}, allow_val_change=True)
+    if cfg.task == "fit":
+        resume = folder / "last.ckpt" if cfg.resume else None
+        if resume:
+            forget_what_comes_again(trainer, int(read_checkpoint(resume)["global_step"]))
+        trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
+        best = next(p for p in (folder / "best.ckpt", folder / "last.ckpt") if p.exists())
+    else:
+        best = Path(cfg.ckpt)
+    trainer.strategy.barrier("fit")
+    content = read_checkpoint(best)
+    mine = f"{type(model).__module__}.{type(model).__name__}"
+    if content["mri_synth"]["target"] != mine:
+        from mri_synth.errors import UserError
+
+        raise UserError(f"ckpt={best}: a checkpoint of {content['mri_synth']['target']}, the model here is {mine}")
+    model.load_state_dict(content["state_dict"])
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    if cfg.task == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
+        metrics[f"best/{model.monitor[0]}"] = content["callbacks"]["Checkpoints"]["best"]
+    details: dict[str, Any] = {}
+    if len(data.view("test")):
+        trainer.test(model, datamodule=data, verbose=False)
+        metrics |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        details = score_details(data, model)
+    else:
+        log.warning("the test split is empty: nothing was tested")
+    name = f"best/{model.monitor[0]}" if cfg.task == "fit" else model.monitor[0].replace("val/", "test/")
+    if trainer.is_global_zero:
+        known = references(data) if model.reconstructs() else {}
+        throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        outputs.write_results(folder, about | {
+            "status": "finished", "metrics": metrics, "details": details, "references": known,
+            "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()},
+            "epochs": trainer.current_epoch, "steps": trainer.global_step,
+            "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
+            "peak_memory_bytes": peak_memory(model), "checkpoint": str(best), "data_leaks_dropped": data.leaks,
+        })  # fmt: skip
+        report = write_report(folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.summary.update(metrics)
+        test = metrics.get("test/ssim")
+        log.info("%s\nreport: %s", f"test/ssim {test:.4f}" if test is not None else "", report)
+    for logger in trainer.loggers:
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish()
+    return metrics.get(name)
+
+
+def forget_what_comes_again(trainer: pl.Trainer, step: int) -> None:
+    """Drop the metrics that the killed run wrote after its last checkpoint.
+
+    Args:
+        trainer: with its loggers.
+        step: of the checkpoint.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TidyCSV) and trainer.is_global_zero:
+            logger.forget_after(step)
+
+
+def describe_run(cfg: DictConfig, data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[str, Any]:
+    """What was run, on what, with what.
+
+    Args:
+        cfg: the run's configuration.
+        data: set up.
+        model: built.
+        trainer: built.
+
+    Returns:
+        Plain values for results.json and W&B.
+    """
+    functions: dict[str, Callable[..., Any]] = model.explained
+    explanations = {f"{split}/{name}": explain(f) for split in ("train", "val") for name, f in functions.items()}
+    total = explain(type(model).losses)
+    return {
+        "task": cfg.task, "model": str(cfg.model._target_).split(".")[-2], "data": str(cfg.data._target_).split(".")[-2],
+        "simulated": data.simulated, "seed": cfg.seed, "config": OmegaConf.to_container(cfg, resolve=True),
+        "split_hash": outputs.table_hash(data.manifest), "data_hash": data.data_hash,
+        "device": str(trainer.strategy.root_device), "world_size": trainer.world_size,
+        "precision": trainer.precision, "parameters": sum(p.numel() for p in model.parameters()),
+        "protocol": PROTOCOLS, "explanations": explanations | {"train/loss": total, "val/loss": total},
+        **outputs.environment(),
+    }  # fmt: skip
+
+
+def score_details(data: MRIDataModule, model: SynthModule) -> dict[str, Any]:
+    """Mean, spread over subjects and interval of every test score.
+
+    Args:
+        data: set up.
+        model: just tested.
+
+    Returns:
+        "test/<score>" to its summary with protocol.
+    """
+    results = getattr(model, "test_results", None)
+    if results is None:
+        return {}
+    subjects = data.view("test").subjects[results["index"]].tolist()
+    return {f"test/{k}": summarise(results[k], subjects) | {"protocol": text} for k, text in PROTOCOLS.items()}
+
+
+def peak_memory(model: SynthModule) -> int:
+    """Bytes: of the GPU where there is one, else resident memory of the process."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(model.device))
+    return outputs.peak_memory_bytes()

@@ -1,0 +1,98 @@
+"""Scores of every image of a split, gathered over ranks; and their summary per subject with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from mri_synth.data.prepare import FOREGROUND
+from mri_synth.metrics.ssim import foreground_ssim, mae, psnr, ssim
+
+PROTOCOLS = {
+    "ssim": "SSIM, Gaussian window 11 (sd 1.5), K1 0.01, K2 0.03, data range 1 on [0, 1], plain: whole frame",
+    "ssim_foreground": "the same map averaged over the foreground (original above 10 % of the range)",
+    "psnr": "PSNR in dB, data range 1 on [0, 1], whole frame",
+    "mae": "mean absolute error on [0, 1], whole frame",
+}
+
+
+class ImageScores(Metric):
+    """SSIM, foreground SSIM, PSNR and MAE of each image, with the image's index, over all ranks."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("values", default=[], dist_reduce_fx="cat")
+        self.add_state("indices", default=[], dist_reduce_fx="cat")
+
+    def update(self, x_hat: Tensor, x: Tensor, index: Tensor) -> None:
+        """Score a batch.
+
+        Args:
+            x_hat: (B, C, H, W) in [-1, 1].
+            x: the same of the originals.
+            index: (B,) positions in the split.
+        """
+        a, b = (x_hat.detach().float() + 1) / 2, (x.float() + 1) / 2
+        a = a.clamp(0, 1)
+        foreground = (x > FOREGROUND).any(1, keepdim=True)
+        columns = [ssim(a, b), foreground_ssim(a, b, foreground), psnr(a, b), mae(a, b)]
+        self.values.append(torch.stack([c.float() for c in columns], 1))  # type: ignore[union-attr, operator]
+        self.indices.append(index)  # type: ignore[union-attr, operator]
+
+    def compute(self) -> dict[str, NDArray[np.float64]]:
+        """Score name to (N,) values in the order of the split, and "index"."""
+        values, indices = dim_zero_cat(self.values), dim_zero_cat(self.indices)  # type: ignore[arg-type]
+        order = torch.argsort(indices)
+        table = values[order].double().cpu().numpy()
+        return {name: table[:, k] for k, name in enumerate(PROTOCOLS)} | {"index": indices[order].cpu().numpy()}
+
+    def means(self) -> dict[str, float]:
+        """Score name to its mean over all images."""
+        return {name: float(np.nanmean(v)) for name, v in self.compute().items() if name != "index"}
+
+    def ten(self, seed: int = 10) -> float:
+        """Mean SSIM of ten images, the same ones every time (all, when there are fewer).
+
+        Args:
+            seed: of the draw.
+
+        Returns:
+            The mean.
+        """
+        values = self.compute()["ssim"]
+        return float(values[np.random.default_rng(seed).permutation(len(values))[:10]].mean())
+
+
+def summarise(values: NDArray[np.float64], subjects: Sequence[str], draws: int = 2000) -> dict[str, Any]:
+    """Mean over slices, spread over subjects, and an interval from resampling subjects.
+
+    Args:
+        values: (N,) one per slice; NaN (no foreground) is left out.
+        subjects: (N,) whose slice it is.
+        draws: bootstrap resamples of the subjects.
+
+    Returns:
+        mean, sd (of subject means; None for one subject), ci [2.5 %, 97.5 %], n_subjects, n_slices.
+    """
+    known = np.isfinite(values)
+    names, inverse = np.unique(np.asarray(subjects, str)[known], return_inverse=True)
+    sums = np.bincount(inverse, values[known], minlength=len(names))
+    counts = np.bincount(inverse, minlength=len(names))
+    pick = np.random.default_rng(0).integers(len(names), size=(draws, len(names)))
+    means = sums[pick].sum(1) / counts[pick].sum(1)
+    return {
+        "mean": float(values[known].mean()),
+        "sd": float((sums / counts).std(ddof=1)) if len(names) > 1 else None,
+        "ci": [float(q) for q in np.quantile(means, [0.025, 0.975])] if len(names) > 1 else None,
+        "n_subjects": len(names),
+        "n_slices": int(known.sum()),
+    }

@@ -1,0 +1,148 @@
+"""How like two images are, one value per image: SSIM, PSNR, MAE, NMSE. Images are (B, C, H, W) in [0, data_range].
+
+SSIM is computed here because torchmetrics' takes ten times as long on a CPU; tests hold it equal to torchmetrics
+(`structural_similarity_index_measure`, its border of 5 pixels cut off) and to scikit-image
+(`structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+PROTOCOL = (
+    "SSIM of Wang 2004: Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, population statistics, data range 1 on "
+    "images in [0, 1] without rescaling of either, mean over the windows that lie wholly inside the image"
+)
+"""Said beside every SSIM."""
+
+WINDOW = 11
+SIGMA = 1.5
+
+
+def ssim_map(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
+    """Structural similarity at every window that lies wholly inside the image (Wang et al. 2004, eq. 13).
+
+    `SSIM = (2 mu_x mu_y + C1)(2 sigma_xy + C2) / ((mu_x^2 + mu_y^2 + C1)(sigma_x^2 + sigma_y^2 + C2))` with
+    `C1 = (0.01 R)^2`, `C2 = (0.03 R)^2`, R the data range. Differentiable in both arguments.
+
+    Args:
+        x_hat: (B, C, H, W) float32 in [0, data_range].
+        x: (B, C, H, W) float32 in [0, data_range].
+        data_range: highest less lowest possible intensity.
+
+    Returns:
+        (B, C, H - 10, W - 10) in [-1, 1]; entry (i, j) belongs to pixel (i + 5, j + 5). For sides below 11 the window
+        shrinks to the largest odd size that fits.
+
+    Raises:
+        ValueError: the shapes differ or are not 4-dimensional.
+    """
+    if x_hat.shape != x.shape or x.ndim != 4:
+        raise ValueError(f"images must be (B, C, H, W) of one shape, got {tuple(x_hat.shape)} and {tuple(x.shape)}")
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    window = _gaussian(_window_size(x), x)
+    # variances do not change with a shift, and lose fewer digits when the middle of the range is zero
+    middle = data_range / 2
+    a, b = x_hat - middle, x - middle
+    mu_a, mu_b = _blur(a, window), _blur(b, window)
+    covariance = _blur(a * b, window) - mu_a * mu_b
+    variances = _blur(a.square() + b.square(), window) - mu_a.square() - mu_b.square()
+    mu_x, mu_y = mu_a + middle, mu_b + middle
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x.square() + mu_y.square() + c1)
+    return luminance * (2 * covariance + c2) / (variances + c2)
+
+
+def ssim(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
+    """Mean structural similarity of each image, by `PROTOCOL`.
+
+    Args:
+        x_hat: (B, C, H, W) float32 in [0, data_range].
+        x: (B, C, H, W) float32 in [0, data_range].
+        data_range: highest less lowest possible intensity.
+
+    Returns:
+        (B,) in [-1, 1].
+    """
+    return ssim_map(x_hat, x, data_range).mean(dim=(1, 2, 3))
+
+
+def foreground_ssim(x_hat: Tensor, x: Tensor, foreground: Tensor, data_range: float = 1.0) -> Tensor:
+    """Mean structural similarity over the windows centred on foreground.
+
+    Args:
+        x_hat: (B, C, H, W) float32 in [0, data_range].
+        x: (B, C, H, W) float32 in [0, data_range].
+        foreground: (B, 1, H, W) in {0, 1} or bool, where there is head or brain.
+        data_range: highest less lowest possible intensity.
+
+    Returns:
+        (B,) in [-1, 1]; NaN for an image without foreground.
+    """
+    similarity = ssim_map(x_hat, x, data_range).mean(dim=1, keepdim=True)
+    border = _window_size(x) // 2
+    height, width = similarity.shape[-2:]
+    inside = foreground[..., border : border + height, border : border + width].to(similarity.dtype)
+    return (similarity * inside).sum(dim=(1, 2, 3)) / inside.sum(dim=(1, 2, 3))
+
+
+def psnr(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
+    """Peak signal-to-noise ratio of each image, `10 log10(R^2 / mean (x_hat - x)^2)`, R the data range.
+
+    Args:
+        x_hat: (B, C, H, W).
+        x: (B, C, H, W).
+        data_range: highest less lowest possible intensity.
+
+    Returns:
+        (B,) in dB; infinite for equal images.
+    """
+    return 10 * torch.log10(data_range**2 / (x_hat - x).square().mean(dim=(1, 2, 3)))
+
+
+def mae(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Mean absolute error of each image, (B,), in units of intensity.
+
+    Args:
+        x_hat: (B, C, H, W).
+        x: (B, C, H, W).
+
+    Returns:
+        (B,).
+    """
+    return (x_hat - x).abs().mean(dim=(1, 2, 3))
+
+
+def nmse(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Normalised mean squared error of each image, `|x_hat - x|^2 / |x|^2` (as fastMRI has it).
+
+    Args:
+        x_hat: (B, C, H, W).
+        x: (B, C, H, W), the reference: not symmetric.
+
+    Returns:
+        (B,); infinite or NaN where x is zero throughout.
+    """
+    return (x_hat - x).square().sum(dim=(1, 2, 3)) / x.square().sum(dim=(1, 2, 3))
+
+
+def _window_size(x: Tensor) -> int:
+    side = min(x.shape[-2:])
+    return min(WINDOW, side - 1 + side % 2)
+
+
+def _gaussian(size: int, like: Tensor) -> Tensor:
+    offsets = torch.arange(size, dtype=like.dtype, device=like.device) - size // 2
+    weights = torch.exp(-offsets.square() / (2 * SIGMA**2))
+    return weights / weights.sum()
+
+
+def _blur(images: Tensor, window: Tensor) -> Tensor:
+    """Each plane blurred, borders lost. Planes go through as channels of one image: 30 times faster on a CPU."""
+    planes = images.flatten(0, 1)
+    n = len(planes)
+    rows = window.view(1, 1, 1, -1).expand(n, 1, 1, -1)
+    columns = window.view(1, 1, -1, 1).expand(n, 1, -1, 1)
+    blurred = conv2d(conv2d(planes[None], rows, groups=n), columns, groups=n)[0]
+    return blurred.view(*images.shape[:2], *blurred.shape[1:])

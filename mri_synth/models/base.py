@@ -1,0 +1,258 @@
+"""`SynthModule`: the contract of every method, and the loading of its checkpoints."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mri_synth import __version__
+from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.views import Images
+from mri_synth.errors import UserError
+from mri_synth.metrics.scores import ImageScores
+
+FORMAT = 1
+"""Of checkpoints; raised when an older one can no longer be read."""
+
+
+class SynthModule(pl.LightningModule):
+    """A generative method. A method says what it needs, its losses, and how it samples, translates or reconstructs.
+
+    Attributes:
+        monitor: metric that chooses the best checkpoint, and whether "max" or "min" is better.
+        spec: what the data know of themselves.
+        explained: loss name to the function whose docstring explains it in the report.
+        fused: optimizers in one kernel; this and the next two are set by the trainer's settings.
+        log_every_steps: steps between logged losses.
+        max_steps: a limit on the steps, for schedules.
+    """
+
+    monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
+    explained: ClassVar[dict[str, Callable[..., Any]]] = {}
+
+    def __init__(self, spec: DataSpec | dict[str, Any]) -> None:
+        super().__init__()
+        self.spec = DataSpec.of(spec)
+        self.fused = False
+        self.log_every_steps = 10
+        self.max_steps: int | None = None
+        self.save_hyperparameters(*_constructor_arguments(type(self)))
+        self.hparams["spec"] = self.spec.to_dict()
+        if self.reconstructs():
+            self.val_scores, self.test_scores = ImageScores(), ImageScores()
+
+    # -- what a method says --------------------------------------------------------------------------------------
+
+    @staticmethod
+    def needs() -> type[Images]:
+        """The view of the data that the method trains on; may depend on constructor arguments, which it then takes.
+
+        Returns:
+            One of the classes in `mri_synth.data.views`.
+        """
+        return Images
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars of one batch, with key `loss`, which is minimised.
+
+        Args:
+            batch: as the view offers it.
+
+        Returns:
+            Name to scalar.
+
+        Raises:
+            NotImplementedError: a method must say it.
+        """
+        raise NotImplementedError
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """The image through the model and back.
+
+        Args:
+            image: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            (B, C, H, W) float32 in [-1, 1].
+
+        Raises:
+            UserError: the method does not reconstruct.
+        """
+        raise UserError(f"{type(self).__name__} does not reconstruct images")
+
+    def visuals(self, batch: Batch) -> dict[str, Tensor]:
+        """What the callbacks draw, row by row; the method never draws.
+
+        Args:
+            batch: the same held-out items every time.
+
+        Returns:
+            Row name to (B, 1, H, W) in [-1, 1].
+        """
+        return {"original": batch.image, "reconstruction": self.reconstruct(batch.image)} if self.reconstructs() else {}
+
+    @classmethod
+    def reconstructs(cls) -> bool:
+        """Whether the method has a `reconstruct` of its own."""
+        return cls.reconstruct is not SynthModule.reconstruct
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step of automatic optimization; logs train/<key> every `log_every_steps` steps."""
+        losses = self.losses(batch)
+        if (self.global_step + 1) % self.log_every_steps == 0:
+            self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=len(batch))
+        return losses["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Losses as val/<key>, and image scores of what reconstructs."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Losses as test/<key>, and image scores of what reconstructs."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        losses = self.losses(batch)
+        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=len(batch), sync_dist=True)
+        if self.reconstructs():
+            scores = self.val_scores if split == "val" else self.test_scores
+            scores.update(self.reconstruct(batch.image), batch.image, batch.index)
+
+    def on_validation_epoch_end(self) -> None:
+        """val/ssim over all validation slices, and val/ssim_10 on ten of them, drawn once by seed."""
+        if self.reconstructs():
+            means = self.val_scores.means()
+            for name, value in means.items():
+                self.log(f"val/{name}", value, prog_bar=f"val/{name}" == self.monitor[0])
+            self.log("val/ssim_10", self.val_scores.ten())
+            self.val_scores.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """test/<score> over all test slices; the scores of each slice stay for the report."""
+        if self.reconstructs():
+            self.test_results = self.test_scores.compute()
+            self.log_dict({f"test/{k}": v for k, v in self.test_scores.means().items()})
+            self.test_scores.reset()
+
+    # -- settings and checkpoints ------------------------------------------------------------------------------------
+
+    def adam(self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999)) -> Optimizer:
+        """Adam, in one fused kernel where the trainer says so.
+
+        Args:
+            parameters: of the networks.
+            lr: learning rate.
+            betas: decay rates of the moments.
+
+        Returns:
+            The optimizer.
+        """
+        return torch.optim.Adam(parameters, lr=lr, betas=(betas[0], betas[1]), fused=self.fused)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole training, for schedules."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def networks(self) -> list[nn.Module]:
+        """The child networks, for channels_last and compile."""
+        return [m for m in self.children() if any(True for _ in m.parameters())]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint rebuilds its model without a config: class, version, constructor arguments."""
+        cls = type(self)
+        checkpoint["mri_synth"] = {
+            "format": FORMAT,
+            "version": __version__,
+            "target": f"{cls.__module__}.{cls.__name__}",
+        }
+
+
+def _constructor_arguments(cls: type) -> list[str]:
+    return [n for n in inspect.signature(cls).parameters if n != "spec"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content; only plain values and tensors are unpickled.
+
+    Args:
+        path: a .ckpt file of a run.
+
+    Returns:
+        What Lightning saved.
+
+    Raises:
+        UserError: no such file, not a checkpoint, damaged, or of another format.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; give a file such as outputs/<run>/best.ckpt")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        about = content["mri_synth"]
+    except Exception as error:
+        reason = "damaged or not a checkpoint of mri_synth" if not isinstance(error, KeyError) else (
+            "a checkpoint, but not one of mri_synth")  # fmt: skip
+        raise UserError(f"{path}: {reason}; give one that `python -m mri_synth.run` wrote") from error
+    if about["format"] != FORMAT:
+        raise UserError(f"{path}: checkpoint format {about['format']} of mri_synth {about['version']}; this is "
+                        f"mri_synth {__version__}, format {FORMAT}: use that version")  # fmt: skip
+    return content
+
+
+def load_model(path: Path) -> SynthModule:
+    """The model of a checkpoint, rebuilt without its config, on the CPU and in eval mode.
+
+    Args:
+        path: a .ckpt file of a run.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: the file cannot be used, or its weights do not fit its class.
+    """
+    content = read_checkpoint(path)
+    module, _, name = content["mri_synth"]["target"].rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+        arguments = {n: v for n, v in content["hyper_parameters"].items() if n in inspect.signature(cls).parameters}
+        model: SynthModule = cls(**arguments)
+        model.load_state_dict(content["state_dict"])
+    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: made by {module}.{name} of mri_synth {content['mri_synth']['version']}, which does "
+                        f"not fit this version {__version__}: {str(error).splitlines()[0]}") from error  # fmt: skip
+    return model.eval()
+
+
+def initialise_from(model: SynthModule, path: Path) -> None:
+    """Weights of another run, for fine-tuning; the optimizer starts anew.
+
+    Args:
+        model: to be filled.
+        path: a .ckpt file.
+
+    Raises:
+        UserError: it is of another method, or of other sizes.
+    """
+    content = read_checkpoint(path)
+    mine = f"{type(model).__module__}.{type(model).__name__}"
+    if content["mri_synth"]["target"] != mine:
+        raise UserError(f"init_from={path}: a checkpoint of {content['mri_synth']['target']}, the model here is {mine}")
+    try:
+        model.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        there = content["hyper_parameters"]
+        other = [f"{k}={there[k]} there, {v} here" for k, v in model.hparams.items()
+                 if k != "spec" and k in there and there[k] != v]  # fmt: skip
+        raise UserError(f"init_from={path}: its weights do not fit: {'; '.join(other) or str(error)[:300]}") from error

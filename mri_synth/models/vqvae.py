@@ -1,0 +1,165 @@
+"""VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937) with an EMA codebook (Razavi et al. 2019, arXiv:1906.00446)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.losses.reconstruction import l1, mse, ssim_loss
+from mri_synth.losses.vq import commitment
+from mri_synth.models.base import SynthModule
+from mri_synth.networks.autoencoder import Decoder, Encoder
+from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
+
+NonNegative = Annotated[float, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+PositiveInt = Annotated[int, Ge(1)]
+
+
+class VQVAE(SynthModule):
+    """Encoder, codebook, decoder. Minimises reconstruction + beta * commitment (van den Oord 2017, eq. 3).
+
+    The codebook term of eq. 3 is replaced by moving averages (appendix A.1).
+
+    Args:
+        spec: what the data know of themselves.
+        hidden_channels: width of encoder and decoder.
+        res_blocks: residual blocks on each side, at the resolution of the codes.
+        downsample: image side over code side; a power of 2.
+        norm: of the residual blocks.
+        codebook_size: K, number of codes.
+        codebook_dim: D, length of a code.
+        decay: of the codebook's moving averages.
+        kmeans_init: start the codebook from k-means on the first batch.
+        revive_below: a code used less often (moving average of vectors per batch) is put on a random vector; 0: never.
+        reconstruction: "l1" or "mse" on [-1, 1].
+        lambda_ssim: weight of 1 - SSIM in the reconstruction loss.
+        beta: weight of the commitment loss.
+        lr: learning rate of Adam.
+        betas: decay rates of Adam's moments.
+        warmup_steps: the learning rate rises linearly over this many steps.
+        lr_final: the learning rate falls as a cosine to this share of `lr` at the end of training; 1: constant.
+    """
+
+    monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
+    explained: ClassVar[dict[str, Any]] = {"l1": l1, "mse": mse, "ssim": ssim_loss, "commitment": commitment}
+
+    def __init__(
+        self,
+        spec: DataSpec | dict[str, Any],
+        hidden_channels: PositiveInt = 128,
+        res_blocks: Annotated[int, Ge(0)] = 2,
+        downsample: Literal[2, 4, 8, 16] = 4,
+        norm: Literal["none", "group"] = "none",
+        codebook_size: Annotated[int, Ge(2)] = 512,
+        codebook_dim: PositiveInt = 64,
+        decay: Annotated[float, Ge(0), Lt(1)] = 0.99,
+        kmeans_init: bool = True,
+        revive_below: NonNegative = 1.0,
+        reconstruction: Literal["l1", "mse"] = "l1",
+        lambda_ssim: NonNegative = 0.0,
+        beta: NonNegative = 0.25,
+        lr: PositiveFloat = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: Annotated[int, Ge(0)] = 0,
+        lr_final: Annotated[float, Ge(0)] = 1.0,
+    ) -> None:
+        super().__init__(spec)
+        channels = self.spec.channels
+        self.encoder = Encoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm)
+        self.quantizer = VectorQuantizer(
+            codebook_size, codebook_dim, decay, kmeans_init=kmeans_init, revive_below=revive_below
+        )
+        self.decoder = Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm)
+        self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Reconstruction and commitment; in evaluation the codes are counted too."""
+        h = self.hparams
+        x = batch.image
+        quantized = self.quantizer(self.encoder(x))
+        x_hat = self.decoder(quantized.z_q).float()
+        terms = {h["reconstruction"]: (l1 if h["reconstruction"] == "l1" else mse)(x_hat, x).mean()}
+        terms["commitment"] = quantized.commitment.mean()
+        loss = terms[h["reconstruction"]] + h["beta"] * terms["commitment"]
+        if h["lambda_ssim"]:
+            terms["ssim_loss"] = ssim_loss(x_hat, x).mean()
+            loss = loss + h["lambda_ssim"] * terms["ssim_loss"]
+        if not self.training:
+            codes = quantized.codes.flatten()
+            self.code_counts.scatter_add_(0, codes, torch.ones_like(codes))  # type: ignore[operator]
+        return {"loss": loss, **terms}
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Codes of images.
+
+        Args:
+            image: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            (B, H / downsample, W / downsample) int64 in [0, codebook_size).
+        """
+        return self.quantizer.encode(self.encoder(image))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images of codes.
+
+        Args:
+            codes: (B, h, w) int64.
+
+        Returns:
+            (B, C, H, W) float32 in [-1, 1].
+        """
+        x_hat: Tensor = self.decoder(self.quantizer.lookup(codes))
+        return x_hat.float().clamp(-1, 1)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Encode, quantise, decode."""
+        return self.decode(self.encode(image))
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores, and usage and perplexity of the codebook over all validation codes."""
+        super().on_validation_epoch_end()
+        counts = self.trainer.strategy.reduce(self.code_counts, reduce_op="sum")
+        usage, perplexity = codebook_usage(counts)
+        self.log_dict({"val/codebook_usage": usage, "val/perplexity": perplexity})
+        self.codebook_histogram = counts.clone()
+        self.code_counts.zero_()  # type: ignore[operator]
+
+    def configure_optimizers(self) -> Any:
+        """Adam with linear warm-up and cosine decay, stepped every batch."""
+        h = self.hparams
+        optimizer: Optimizer = self.adam([*self.encoder.parameters(), *self.decoder.parameters()], h["lr"], h["betas"])
+        if not h["warmup_steps"] and h["lr_final"] == 1:
+            return optimizer
+        schedule = WarmupCosine(h["warmup_steps"], self.total_steps, h["lr_final"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class WarmupCosine:
+    """Factor on the learning rate: linear from 0 to 1, then a half cosine down to `final`."""
+
+    def __init__(self, warmup: int, total: int, final: float) -> None:
+        """Schedule over `total` steps.
+
+        Args:
+            warmup: steps of the rise.
+            total: steps of the training.
+            final: factor at the end.
+        """
+        self.warmup, self.total, self.final = warmup, total, final
+
+    def __call__(self, step: int) -> float:
+        """The factor at a step."""
+        import math
+
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        share = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,150 @@
+"""The run folder: what a run writes beside its checkpoints, and how long, how fast and with what it ran."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mri_synth import __version__
+from mri_synth.errors import UserError
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "wandb", "nibabel", "numpy")
+
+
+def create(folder: Path) -> Path:
+    """The run's folder, made and proven writable before anything long begins.
+
+    Args:
+        folder: where the run goes.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; "
+                        "give another one with hydra.run.dir=/path") from error  # fmt: skip
+    return folder.resolve()
+
+
+def discard_unused(folder: Path) -> None:
+    """Remove a folder that holds nothing but Hydra's own files: nothing was run in it.
+
+    Args:
+        folder: made by Hydra for this command.
+    """
+    if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".hydra", "run.log", "metrics.csv"}:
+        shutil.rmtree(folder)
+
+
+def save_config(cfg: DictConfig, run: Path) -> None:
+    """The resolved configuration as config.yaml.
+
+    Args:
+        cfg: as composed.
+        run: the run's folder.
+    """
+    write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write by rename: a reader never meets half a file.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_results(run: Path, results: Mapping[str, Any]) -> None:
+    """results.json, by rename.
+
+    Args:
+        run: the run's folder.
+        results: plain values.
+    """
+    write_text(run / "results.json", json.dumps(results, indent=2, default=str) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran with: command, versions, commit, machine.
+
+    Returns:
+        Plain values.
+    """
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    program = "python -m mri_synth.run" if sys.argv[0].endswith("run.py") else Path(sys.argv[0]).name
+    return {
+        "command": shlex.join([*program.split(), *sys.argv[1:]]),
+        "versions": {"mri_synth": __version__, "python": platform.python_version(), **versions},
+        "git": git_state(Path(__file__).parent),
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit of the checkout, and whether files differ from it; empty outside a checkout.
+
+    Args:
+        folder: inside the checkout.
+
+    Returns:
+        commit and dirty.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table_hash(rows: list[dict[str, Any]]) -> str:
+    """Hash of who is in which split, by subject and file content.
+
+    Args:
+        rows: the manifest.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    lines = sorted(
+        f"{r['split']} {r['subject']} {r['session']} {r['contrast']} {r['sha256'] or r['path']}" for r in rows
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
