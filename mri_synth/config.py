@@ -109,10 +109,9 @@ def check(cfg: DictConfig) -> None:
             missing values, and a model that needs what the data do not offer.
     """
     try:
-        values = OmegaConf.to_container(cfg, resolve=True)
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]) from error
-    assert isinstance(values, dict)
     values.pop("hydra", None)
     problems = _root(values)
     targets = {}
@@ -190,12 +189,12 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     if not inspect.isclass(target):
         return typing.get_type_hints(target, include_extras=True)
     if not dataclasses.is_dataclass(target):
-        return typing.get_type_hints(target.__init__, include_extras=True)  # type: ignore[misc]
+        return typing.get_type_hints(target.__init__, include_extras=True)
     hints: dict[str, Any] = {}
     for cls in reversed(target.__mro__):  # each class's annotations are read in its own module
         if dataclasses.is_dataclass(cls):
             space = vars(sys.modules[cls.__module__])
-            for name, text in cls.__dict__.get("__annotations__", {}).items():
+            for name, text in inspect.get_annotations(cls).items():
                 hints[name] = eval(text, space) if isinstance(text, str) else text
     return hints
 

@@ -12,7 +12,7 @@ class UserError(Exception):
 class ConfigError(UserError):
     """Every mistake found in a config, listed at once.
 
-    Attributes:
+    Args:
         problems: one message each.
     """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
@@ -85,6 +86,9 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
             "peak_memory_bytes": peak_memory(model), "checkpoint": str(best), "data_leaks_dropped": data.leaks,
         })  # fmt: skip
+        histogram = getattr(model, "codebook_histogram", None)
+        if histogram is not None:
+            np.save(folder / "codebook.npy", histogram.cpu().numpy())
         report = write_report(folder)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -126,9 +130,10 @@ def describe_run(cfg: DictConfig, data: MRIDataModule, model: SynthModule, train
     """
     functions: dict[str, Callable[..., Any]] = model.explained
     explanations = {f"{split}/{name}": explain(f) for split in ("train", "val") for name, f in functions.items()}
+    explanations |= {f"{split}/{name}": text for split in ("val", "test") for name, text in PROTOCOLS.items()}
     total = explain(type(model).losses)
     return {
-        "task": cfg.task, "model": str(cfg.model._target_).split(".")[-2], "data": str(cfg.data._target_).split(".")[-2],
+        "task": cfg.task, "model": type(model).__module__.split(".")[-1], "data": type(data).__module__.split(".")[-1],
         "simulated": data.simulated, "seed": cfg.seed, "config": OmegaConf.to_container(cfg, resolve=True),
         "split_hash": outputs.table_hash(data.manifest), "data_hash": data.data_hash,
         "device": str(trainer.strategy.root_device), "world_size": trainer.world_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
@@ -25,8 +26,8 @@ def matrix() -> dict[str, dict[str, str]]:
             out[model] = {}
             for data in config.choices("data"):
                 cfg = compose("run", [f"model={model}", f"data={data}"])
-                values = {g: OmegaConf.to_container(cfg[g]) for g in ("model", "data")}
-                classes = [get_class(cfg[g]._target_) for g in ("model", "data")]
+                values: dict[str, Any] = {g: OmegaConf.to_container(cfg[g]) for g in ("model", "data")}
+                classes = get_class(cfg.model._target_), get_class(cfg.data._target_)
                 out[model][data] = "; ".join(config.needs_against_offers(*classes, values))
     return out
 

@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mri_synth import outputs
 from mri_synth.data.base import MRIDataModule
+from mri_synth.fit import peak_memory
 from mri_synth.models.base import SynthModule
 
 
@@ -44,9 +44,7 @@ def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[s
         "seconds per step": round(step, 4),
         "images per second": round(len(batch) / step, 1),
         "seconds per validation batch": round(clock.validation, 4),
-        "peak memory MiB": round(
-            (torch.cuda.max_memory_allocated() if model.device.type == "cuda" else outputs.peak_memory_bytes()) / 2**20
-        ),  # fmt: skip
+        "peak memory MiB": round(peak_memory(model) / 2**20),
         "steps": steps * epochs,
         "hours": round(
             epochs * (steps * step + clock.validation * -(-len(data.view("val")) // data.batch_size)) / 3600, 3
@@ -66,21 +64,16 @@ class _Clock(pl.Callback):
         self.steps: list[float] = []
         self.validation = 0.0
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         self._start = _now(pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
-                           batch_idx: int) -> None:  # fmt: skip
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         self.steps.append(_now(pl_module) - self._start)
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int,
-                                  dataloader_idx: int = 0) -> None:  # fmt: skip
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         self._start = _now(pl_module)
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object,
-                                batch_idx: int, dataloader_idx: int = 0) -> None:  # fmt: skip
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
         self.validation = _now(pl_module) - self._start
 
 

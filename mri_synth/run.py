@@ -129,8 +129,10 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictC
     for word in changes:
         key = word.partition("=")[0]
         if (config.config_dir() / key).is_dir():
-            raise UserError(f"{word}: a resumed run keeps its own; change single values, such as trainer.max_epochs=40, "
-                            "or start a new run with init_from=<ckpt>")  # fmt: skip
+            raise UserError(
+                f"{word}: a resumed run keeps its own; change single values, such as trainer.max_epochs=40, or start "
+                "a new run with init_from=<ckpt>"
+            )
     merged = OmegaConf.merge(old, OmegaConf.from_dotlist(changes))
     assert isinstance(merged, DictConfig)
     merged.resume = str(folder)
@@ -157,7 +159,8 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     data: MRIDataModule = instantiate(cfg.data, _convert_="all")
     data.seed = cfg.seed
     arguments: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    data.view_class = config.called(get_class(arguments["_target_"]).needs, arguments)
+    model_class: Any = get_class(arguments["_target_"])
+    data.view_class = config.called(model_class.needs, arguments)
     data.prepare_data()
     data.setup()
     model: SynthModule = instantiate(cfg.model, spec=data.spec, _convert_="all")
@@ -193,7 +196,7 @@ def _survive_relaunch(folder: Path, overrides: list[str]) -> None:
     if HydraConfig.initialized():
         if {"-m", "--multirun"} & set(sys.argv):
             sys.argv[1:] = overrides
-        hydra_cfg = HydraConfig.instance().cfg
+        hydra_cfg: Any = HydraConfig.instance().cfg
         assert hydra_cfg is not None
         OmegaConf.set_readonly(hydra_cfg.hydra, False)
         hydra_cfg.hydra.run.dir = str(folder)

@@ -92,8 +92,16 @@ def make_trainer(
     model.fused = gradient_clip is None and precision != "16-mixed"
     checkpoints = Checkpoints(run, model.monitor, checkpoint_every_steps, patience)
     watch = NonFinite(run, log_every_steps)
-    callbacks = [Layout(channels_last, compile), watch, ExactResume(), Throughput(), Pictures(run, pictures), Limits(max_steps, max_minutes),
-                 checkpoints, StopCleanly(checkpoints, log_every_steps)]  # fmt: skip
+    callbacks = [
+        Layout(channels_last, compile),
+        watch,
+        ExactResume(),
+        Throughput(),
+        Pictures(run, pictures),
+        Limits(max_steps, max_minutes),
+        checkpoints,
+        StopCleanly(checkpoints, log_every_steps),
+    ]
     if progress:
         callbacks.append(Bar(refresh_rate=max(1, log_every_steps)))
     return pl.Trainer(
@@ -153,7 +161,7 @@ class Layout(pl.Callback):
         """Once per stage; both are idempotent."""
         assert isinstance(pl_module, SynthModule)
         if self.channels_last:
-            pl_module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            pl_module.to(memory_format=torch.channels_last)
         if self.compile:
             for network in pl_module.networks():
                 network.compile()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mri_synth.networks.autoencoder import Decoder, Encoder, ResBlock
-from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage, kmeans
+from mri_synth.networks.clusters import kmeans, nearest
+from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
 
 
 def quantizer(size: int = 8, dim: int = 4, **changes: float) -> VectorQuantizer:
@@ -99,6 +100,11 @@ def test_kmeans_start_finds_planted_clusters() -> None:
     assert float(q(z).commitment.max()) < 0.1
     assert bool(q.initialised)
     assert float(torch.cdist(centres, q.embedding).min(1).values.max()) < 0.5
+
+
+def test_nearest_in_pieces_is_nearest() -> None:
+    vectors, codes = torch.randn(5000, 3), torch.randn(700, 3)  # 3.5 million products: two pieces on a CPU
+    assert torch.equal(nearest(vectors, codes), torch.cdist(vectors.double(), codes.double()).argmin(1))
 
 
 def test_kmeans_means_and_counts_by_hand() -> None:
@@ -228,6 +234,13 @@ def test_shapes_there_and_back(downsample: int, channels: int, norm: str) -> Non
     z = encoder(x)
     assert z.shape == (2, 5, 16 // downsample, 24 // downsample)
     assert decoder(z).shape == x.shape
+
+
+def test_decoder_gives_bounded_float32_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        x_hat = Decoder(1, 8, 4)(100 * torch.randn(1, 4, 4, 4))
+    assert x_hat.dtype == torch.float32
+    assert float(x_hat.detach().abs().max()) <= 1
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -63,11 +63,13 @@ class Checkpoints(pl.Callback):
             if trainer.is_global_zero:
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
-                os.replace(partial, self.folder / name)
+                partial.replace(self.folder / name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
-            raise UserError(f"cannot write {self.folder / name}: {error}; the checkpoint before it is untouched. "
-                            "Free space, then: python -m mri_synth.run resume=" + str(self.folder)) from error  # fmt: skip
+            raise UserError(
+                f"cannot write {self.folder / name}: {error}; the checkpoint before it is untouched. "
+                f"Free space, then: python -m mri_synth.run resume={self.folder}"
+            ) from error
         trainer.strategy.barrier("checkpoint")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
@@ -154,7 +156,7 @@ class ExactResume(pl.Callback):
 
 def random_state() -> dict[str, Any]:
     """State of Python's, NumPy's and torch's generators, as tensors and plain values (safe to unpickle)."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (libraries draw from it)
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(gauss)),
@@ -173,7 +175,7 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]
     assert isinstance(keys, Tensor)
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -39,11 +39,11 @@ class TidyCSV(Logger):
         return ""
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:  # type: ignore[override]
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
         """They are in config.yaml."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row per metric."""
         new = not self.path.exists()
         epoch = metrics.get("epoch", "")
@@ -66,7 +66,7 @@ class TidyCSV(Logger):
         kept = [x for i, x in enumerate(lines) if x.endswith("\n") and (i == 0 or int(x.split(",", 1)[0]) < step)]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept))
-        os.replace(partial, self.path)
+        partial.replace(self.path)
 
 
 def wandb_logger(

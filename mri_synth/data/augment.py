@@ -70,8 +70,8 @@ def augment(batch: Batch, settings: AugmentSettings, seed: int, epoch: int) -> B
         mask = None if mask is None else F.grid_sample(mask, grid, "nearest", "zeros", align_corners=False)
     elif settings.flip:
         flipped = torch.from_numpy(u[:, 0] < settings.flip).to(image.device)
-        image, target, mask = (None if x is None else _flip(x, flipped) for x in (image, target, mask))
-        assert image is not None
+        image = _flip(image, flipped)
+        target, mask = (None if x is None else _flip(x, flipped) for x in (target, mask))
     if settings.gain or settings.gamma:
         draw = torch.from_numpy(u[:, _DRAWS:]).to(image).reshape(len(items), channels, 2, 1, 1)
         image = _intensity(image, draw[:, : image.shape[1]], settings)

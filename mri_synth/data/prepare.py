@@ -138,8 +138,10 @@ def studies(todo: Sequence[Study], settings: Preparation, read: Reader, *, skip_
     if bad and not skip_bad:
         shown = "\n".join(f"  {line}" for line in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise UserError(f"{len(bad)} file(s) cannot be used:\n{shown}{more}\n"
-                        "Mend or remove them, or say data.on_bad_file=skip: they are then left out and listed.")  # fmt: skip
+        raise UserError(
+            f"{len(bad)} file(s) cannot be used:\n{shown}{more}\n"
+            "Mend or remove them, or say data.on_bad_file=skip: they are then left out and listed."
+        )
 
 
 def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
@@ -160,8 +162,8 @@ def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
     })  # fmt: skip
     volumes: dict[str, Volume] = {}
     for contrast, scan in study.scans.items():
-        record: dict[str, Any] = {"subject": scan.subject, "session": scan.session, "contrast": contrast,
-                                  "path": str(scan.path), "sha256": _sha256(scan.path), "bad": False, "reason": ""}  # fmt: skip
+        record: dict[str, Any] = {"subject": scan.subject, "session": scan.session, "contrast": contrast}
+        record |= {"path": str(scan.path), "sha256": _sha256(scan.path), "bad": False, "reason": ""}
         out.files.append(record)
         try:
             volumes[contrast] = volume = read(scan)

@@ -127,7 +127,7 @@ def _write(folder: Path, size: int, studies: Iterator[Prepared]) -> None:
             n = len(next(iter(item.images.values())))
             for name, images in item.images.items():
                 if name not in files:
-                    files[name] = open(folder / f"{name}.bin", "wb")  # noqa: SIM115 (closed below)
+                    files[name] = (folder / f"{name}.bin").open("wb")  # closed below
                     counts[name], hashes[name] = 0, []
                     rows[name] = [np.full(total, -1, np.int32)]
                 stored = images.astype(np.uint8) if name == MASK else to_int16(images)
@@ -136,7 +136,8 @@ def _write(folder: Path, size: int, studies: Iterator[Prepared]) -> None:
                 hashes[name] += [slice_hash(s) for s in stored]
             for name in files:
                 here = name in item.images
-                rows[name].append(np.arange(counts[name], counts[name] + n) if here else np.full(n, -1, np.int32))
+                first = counts[name] if here else -1
+                rows[name].append(first + np.arange(n, dtype=np.int32) * here)
                 counts[name] += n if here else 0
             columns["study"].append(np.full(n, len(study_records)))
             for name in COLUMNS.keys() - {"study"}:
@@ -228,7 +229,7 @@ class Store:
         out = np.empty((len(rows), self.size, self.size), np.uint8 if name == MASK else np.int16)
         handle, width = self._handles[name], self._row_bytes(name)
         for image, row in zip(out, rows.tolist(), strict=True):
-            if os.preadv(handle, [image], row * width) != width:
+            if os.preadv(handle, [image.data], row * width) != width:
                 raise UserError(f"the store {self.path} was truncated while in use; delete it and run again")
         return out
 

@@ -18,9 +18,12 @@ from mri_synth.data.store import MASK, SCALE, Store
 class Images(Dataset[Batch]):
     """Every slice of every wanted contrast is an item of its own, label and mask beside it where there are any.
 
-    Attributes:
+    Args:
         store: where the slices are.
-        rows: (N,) positions in the store's table.
+        rows: positions in the store's table, of the split.
+        contrasts: wanted, in order.
+
+    Attributes:
         contrast: (N,) index into `contrasts` of each item.
     """
 

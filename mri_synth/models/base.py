@@ -26,9 +26,11 @@ FORMAT = 1
 class SynthModule(pl.LightningModule):
     """A generative method. A method says what it needs, its losses, and how it samples, translates or reconstructs.
 
+    Args:
+        spec: what the data know of themselves, or the dict of a checkpoint.
+
     Attributes:
         monitor: metric that chooses the best checkpoint, and whether "max" or "min" is better.
-        spec: what the data know of themselves.
         explained: loss name to the function whose docstring explains it in the report.
         fused: optimizers in one kernel; this and the next two are set by the trainer's settings.
         log_every_steps: steps between logged losses.
@@ -110,7 +112,10 @@ class SynthModule(pl.LightningModule):
         """One step of automatic optimization; logs train/<key> every `log_every_steps` steps."""
         losses = self.losses(batch)
         if (self.global_step + 1) % self.log_every_steps == 0:
-            self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=len(batch))
+            logged = {f"train/{k}": v.detach() for k, v in losses.items()}
+            for optimizer in self.trainer.optimizers:
+                logged["train/lr"] = torch.tensor(optimizer.param_groups[0]["lr"])
+            self.log_dict(logged, batch_size=len(batch))
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

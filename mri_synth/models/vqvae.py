@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -46,8 +47,9 @@ class VQVAE(SynthModule):
         lr_final: the learning rate falls as a cosine to this share of `lr` at the end of training; 1: constant.
     """
 
+    code_counts: Tensor
     monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
-    explained: ClassVar[dict[str, Any]] = {"l1": l1, "mse": mse, "ssim": ssim_loss, "commitment": commitment}
+    explained: ClassVar[dict[str, Any]] = {"l1": l1, "mse": mse, "ssim_loss": ssim_loss, "commitment": commitment}
 
     def __init__(
         self,
@@ -79,7 +81,12 @@ class VQVAE(SynthModule):
         self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Reconstruction and commitment; in evaluation the codes are counted too."""
+        """Reconstruction and commitment, weighted (van den Oord 2017, eq. 3; its codebook term is left to averages).
+
+        `L = L_1 + lambda_ssim L_SSIM + beta L_commit`, or L_2 in place of L_1
+
+        In evaluation the codes are counted too.
+        """
         h = self.hparams
         x = batch.image
         quantized = self.quantizer(self.encoder(x))
@@ -92,7 +99,7 @@ class VQVAE(SynthModule):
             loss = loss + h["lambda_ssim"] * terms["ssim_loss"]
         if not self.training:
             codes = quantized.codes.flatten()
-            self.code_counts.scatter_add_(0, codes, torch.ones_like(codes))  # type: ignore[operator]
+            self.code_counts.scatter_add_(0, codes, torch.ones_like(codes))
         return {"loss": loss, **terms}
 
     def encode(self, image: Tensor) -> Tensor:
@@ -125,11 +132,20 @@ class VQVAE(SynthModule):
     def on_validation_epoch_end(self) -> None:
         """Scores, and usage and perplexity of the codebook over all validation codes."""
         super().on_validation_epoch_end()
-        counts = self.trainer.strategy.reduce(self.code_counts, reduce_op="sum")
+        self._log_codebook("val")
+
+    def on_test_epoch_end(self) -> None:
+        """The same over all test codes."""
+        super().on_test_epoch_end()
+        self._log_codebook("test")
+
+    def _log_codebook(self, split: str) -> None:
+        counts = self.trainer.strategy.reduce(self.code_counts.clone(), reduce_op="sum")
+        assert isinstance(counts, Tensor)
         usage, perplexity = codebook_usage(counts)
-        self.log_dict({"val/codebook_usage": usage, "val/perplexity": perplexity})
-        self.codebook_histogram = counts.clone()
-        self.code_counts.zero_()  # type: ignore[operator]
+        self.log_dict({f"{split}/codebook_usage": usage, f"{split}/perplexity": perplexity})
+        self.codebook_histogram = counts
+        self.code_counts.zero_()
 
     def configure_optimizers(self) -> Any:
         """Adam with linear warm-up and cosine decay, stepped every batch."""
@@ -157,8 +173,6 @@ class WarmupCosine:
 
     def __call__(self, step: int) -> float:
         """The factor at a step."""
-        import math
-
         if step < self.warmup:
             return (step + 1) / self.warmup
         share = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
