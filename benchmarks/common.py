@@ -56,16 +56,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def store(name: str, result: dict[str, Any]) -> None:
+def store(name: str, result: dict[str, Any], keep: bool = True) -> None:
     """Write `benchmarks/results/<name>.json` with the machine in it, and print it as one last line.
 
     Args:
         name: of the benchmark.
         result: its figures, plain values.
+        keep: write the file; not for a quick look at small sizes.
     """
     record = {"benchmark": name, **result, "machine": machine()}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    if keep:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record), flush=True)
 
 

@@ -20,7 +20,7 @@ from mri_synth.errors import ConfigError
 TASKS = ("fit", "test", "check", "plan")
 GROUPS = ("model", "data", "trainer", "logger")
 ROOT: dict[str, Any] = {
-    "name": str, "seed": int, "task": str, "resume": str | None, "init_from": str | None, "ckpt": str | None,
+    "seed": int, "task": str, "resume": str | None, "init_from": str | None, "ckpt": str | None,
 }  # fmt: skip
 PROVIDED = frozenset({"spec", "run", "model", "loggers"})
 """Constructor arguments that `run.py` gives and no YAML may: what the data know, the run's folder, ...."""

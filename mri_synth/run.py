@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,8 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     from mri_synth.callbacks.loggers import TidyCSV
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news of every checkpoint hides ours
+    for text in (".*your dataloader is not resumable", ".*LeafSpec", ".*does not have many workers"):
+        warnings.filterwarnings("ignore", text)  # not so here: the data module's state resumes it; batches are read whole
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     data: MRIDataModule = instantiate(cfg.data, _convert_="all")
     data.seed = cfg.seed

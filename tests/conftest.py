@@ -43,7 +43,7 @@ def shared_data() -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compose() -> Compose:
     """`compose("data=phantom", "model.lr=1e-3")`: the config that ships, composed by Hydra as the command line does.
 

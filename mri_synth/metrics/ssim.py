@@ -41,6 +41,11 @@ def ssim_map(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
     """
     if x_hat.shape != x.shape or x.ndim != 4:
         raise ValueError(f"images must be (B, C, H, W) of one shape, got {tuple(x_hat.shape)} and {tuple(x.shape)}")
+    with torch.autocast(x.device.type, enabled=False):  # under autocast the blurs would be bf16: three digits
+        return _ssim_map(x_hat.float(), x.float(), data_range)
+
+
+def _ssim_map(x_hat: Tensor, x: Tensor, data_range: float) -> Tensor:
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     window = _gaussian(_window_size(x), x)
     # variances do not change with a shift, and lose fewer digits when the middle of the range is zero

@@ -1,0 +1,282 @@
+"""A run from end to end: resume bit for bit, clean stop, non-finite loss, init_from, task=test and plan, W&B offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from mri_synth.callbacks.checkpoints import Checkpoints, Interrupted, StopCleanly, random_state, set_random_state
+from mri_synth.callbacks.loggers import TidyCSV, run_id
+from mri_synth.callbacks.sentinels import NonFinite
+from mri_synth.errors import UserError
+from mri_synth.run import run
+
+SMALL = ["logger=csv", "data.subjects=[4,2,2]", "data.size=32", "data.batch_size=8", "model.hidden_channels=8",
+         "model.codebook_size=16", "model.codebook_dim=8", "model.res_blocks=1", "model.warmup_steps=3",
+         "data.augment.flip=0.5", "data.augment.gain=0.2", "trainer.progress=false", "trainer.pictures=2",
+         "trainer.log_every_steps=1", "trainer.max_epochs=3"]  # fmt: skip
+STEPS = 15  # 4 subjects x 10 slices / 8, 3 epochs
+
+
+class Killed(BaseException):
+    """As sudden as kill -9: no hook of ours runs on it."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compose):
+    folder = tmp_path_factory.mktemp("whole")
+    run(compose(*SMALL, "trainer.checkpoint_every_steps=2"), folder, SMALL)
+    return folder
+
+
+def weights(folder: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:
+    return torch.load(folder / name, weights_only=True)["state_dict"]
+
+
+def rows(folder: Path) -> list[str]:
+    return [x for x in (folder / "metrics.csv").read_text().splitlines() if "images_per_second" not in x]
+
+
+def kill_at(monkeypatch, step: int) -> None:
+    before = NonFinite.on_train_batch_end
+
+    def hook(self, trainer, *args):
+        before(self, trainer, *args)
+        if trainer.global_step == step:
+            raise Killed
+
+    monkeypatch.setattr(NonFinite, "on_train_batch_end", hook)
+
+
+# steps: in mid-epoch between and on checkpoints (2), right after an epoch's last batch (5), after its validation (6)
+@pytest.mark.parametrize("step, every", [(8, 3), (6, 1000), (11, 4), pytest.param(13, 2, marks=pytest.mark.slow)])
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    whole, tmp_path, compose, monkeypatch, step, every
+):
+    cfg = compose(*SMALL, f"trainer.checkpoint_every_steps={every}")
+    with monkeypatch.context() as patch:
+        kill_at(patch, step)
+        with pytest.raises(Killed):
+            run(cfg, tmp_path, SMALL)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] < STEPS
+    run(compose(f"resume={tmp_path}"), tmp_path, [f"resume={tmp_path}"])
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = weights(whole, name), weights(tmp_path, name)
+        assert all(torch.equal(a[k], b[k]) for k in a), name
+    assert rows(tmp_path) == rows(whole)
+    assert len(list((tmp_path / "pictures").iterdir())) == 4
+
+
+def test_resume_continues_a_finished_run_for_more_epochs(tmp_path, compose):
+    short = [*SMALL, "model.lr_final=1", "trainer.max_epochs=2"]
+    run(compose(*short), tmp_path / "a", short)
+    words = [f"resume={tmp_path / 'a'}", "trainer.max_epochs=3"]
+    run(compose(*words), tmp_path / "a", words)
+    long = [*SMALL, "model.lr_final=1"]
+    run(compose(*long), tmp_path / "b", long)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_resume_refuses_another_model_or_data_set(whole, compose):
+    with pytest.raises(UserError, match="data=ixi: a resumed run keeps its own"):
+        run(compose(f"resume={whole}", "data=ixi"), whole, [f"resume={whole}", "data=ixi"])
+
+
+def test_resume_names_what_is_missing(tmp_path, compose):
+    with pytest.raises(UserError, match="not a run folder"):
+        run(compose(f"resume={tmp_path}"), tmp_path, [])
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match="before its first checkpoint; start it anew"):
+        run(compose(f"resume={tmp_path}"), tmp_path, [])
+
+
+def test_a_checkpoint_is_never_half_written(tmp_path, compose, monkeypatch):
+    def full(self, path, *args, **kwargs):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    class FakeTrainer:
+        is_global_zero = True
+        save_checkpoint = full
+
+    (tmp_path / "last.ckpt").write_bytes(b"good")
+    with pytest.raises(UserError, match="No space left.*the checkpoint before it is untouched"):
+        Checkpoints(tmp_path, ("val/loss", "min"), 1, None).save(FakeTrainer(), "last.ckpt")  # type: ignore[arg-type]
+    assert (tmp_path / "last.ckpt").read_bytes() == b"good"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_between_two_steps_with_a_checkpoint(whole, tmp_path, compose, monkeypatch, number):
+    before = NonFinite.on_train_batch_end
+
+    def hook(self, trainer, *args):
+        before(self, trainer, *args)
+        if trainer.global_step == 7:
+            os.kill(os.getpid(), number)
+
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(NonFinite, "on_train_batch_end", hook)
+        with pytest.raises(Interrupted, match=rf"stopped by {number.name}.*resume={tmp_path}"):
+            run(compose(*SMALL), tmp_path, SMALL)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
+    assert signal.getsignal(number) is handler
+    run(compose(f"resume={tmp_path}"), tmp_path, [f"resume={tmp_path}"])
+    a, b = weights(whole), weights(tmp_path)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_second_signal_does_not_wait():
+    stop = StopCleanly(None, 1)  # type: ignore[arg-type]
+    stop._ask(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop._ask(signal.SIGINT, None)
+
+
+def test_a_non_finite_loss_stops_with_its_batch_saved_and_good_weights_kept(tmp_path, compose, monkeypatch):
+    from mri_synth.models.vqvae import VQVAE
+
+    losses = VQVAE.losses
+
+    def spoiled(self, batch):
+        out = losses(self, batch)
+        if self.training and self.global_step == 8:
+            out["loss"] = out["loss"] * float("nan")
+        return out
+
+    monkeypatch.setattr(VQVAE, "losses", spoiled)
+    overrides = [*SMALL, "trainer.log_every_steps=4", "trainer.checkpoint_every_steps=3"]
+    with pytest.raises(UserError, match=r"not finite at step 9 \(epoch 1\).*lower model.lr") as caught:
+        run(compose(*overrides), tmp_path, overrides)
+    saved = torch.load(tmp_path / "nonfinite_batch.pt", weights_only=True)
+    assert str(tmp_path / "nonfinite_batch.pt") in str(caught.value)
+    assert saved["step"] == 9
+    assert saved["image"].shape == (8, 1, 32, 32)
+    assert len(saved["subject"]) == 8
+    assert all(torch.isfinite(v).all() for v in weights(tmp_path).values() if v.is_floating_point())
+
+
+def test_task_test_scores_a_checkpoint_again_with_the_same_figures(whole, tmp_path, compose):
+    overrides = [*SMALL, "task=test", f"ckpt={whole / 'best.ckpt'}"]
+    value = run(compose(*overrides), tmp_path, overrides)
+    old, new = (json.loads((f / "results.json").read_text()) for f in (whole, tmp_path))
+    assert value == pytest.approx(old["metrics"]["test/ssim"])
+    assert new["metrics"]["test/ssim"] == pytest.approx(old["metrics"]["test/ssim"])
+    assert new["split_hash"] == old["split_hash"]
+
+
+def test_init_from_starts_at_the_weights_of_another_run(whole, tmp_path, compose):
+    overrides = [*SMALL, f"init_from={whole / 'best.ckpt'}", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
+                 "model.lr=1e-12", "model.decay=0.99999"]  # fmt: skip
+    run(compose(*overrides), tmp_path, overrides)
+    a, b = weights(whole, "best.ckpt"), weights(tmp_path)
+    assert all(torch.allclose(a[k], b[k], atol=1e-3) for k in a if k.startswith(("encoder", "decoder")))
+    with pytest.raises(UserError, match="codebook_size=16 there, 32 here"):
+        run(compose(*overrides, "model.codebook_size=32"), tmp_path, overrides)
+
+
+def test_results_say_what_was_run_and_how_well(whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert results["simulated"] is True
+    detail = results["details"]["test/ssim"]
+    assert detail["ci"][0] <= detail["mean"] <= detail["ci"][1]
+    assert detail["n_subjects"] == 2
+    assert detail["n_slices"] == 20
+    assert "data range 1" in detail["protocol"]
+    assert detail["mean"] == pytest.approx(results["metrics"]["test/ssim"])
+    assert results["references"]["ceiling/ssim"] > results["references"]["baseline/ssim"]
+    for key in ("seconds", "images_per_second", "peak_memory_bytes", "split_hash", "data_hash", "versions", "command"):
+        assert results[key], key
+
+
+def test_val_ssim_and_ssim_10_stand_in_the_csv_every_epoch(whole):
+    names = [x.split(",")[2] for x in rows(whole)]
+    assert names.count("val/ssim") == names.count("val/ssim_10") == 3
+
+
+def test_seed_zero_is_a_seed(whole, tmp_path, compose):
+    run(compose(*SMALL, "seed=0"), tmp_path / "again", SMALL)
+    a, b = weights(whole), weights(tmp_path / "again")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_random_state_goes_round():
+    state = random_state()
+    first = torch.rand(3)
+    set_random_state(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_the_csv_forgets_what_comes_again_and_a_torn_last_line(tmp_path):
+    log = TidyCSV(tmp_path / "metrics.csv")
+    for step in range(4):
+        log.log_metrics({"train/loss": float(step), "epoch": 0}, step)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("1,0,train/l")
+    log.forget_after(2)
+    assert (tmp_path / "metrics.csv").read_text().split() == ["step,epoch,name,value", "0,0,train/loss,0.0",
+                                                              "1,0,train/loss,1.0"]  # fmt: skip
+
+
+def test_run_ids_are_stable_and_plain():
+    assert run_id(Path("/x/outputs/sweeps/2026/0_seed-1")) == "sweeps-2026-0_seed-1"
+
+
+@pytest.mark.slow
+def test_plan_prints_what_a_run_takes_and_keeps_nothing(tmp_path, compose, capsys):
+    assert run(compose(*SMALL, "task=plan"), tmp_path / "plan", SMALL) is None
+    text = capsys.readouterr().out
+    for word in ("parameters", "seconds per step", "hours", "40 / 20 / 20", "8 x 1 x 32 x 32"):
+        assert word in text
+    assert not (tmp_path / "plan").exists()
+
+
+def leveldb_records(content: bytes):
+    """Records of a LevelDB log (32 KiB blocks; header: CRC, length, type), after W&B's 7-byte file header."""
+    position, parts = 7, []
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole, or last part
+            yield b"".join(parts)
+            parts = []
+
+
+@pytest.mark.slow
+def test_an_offline_wandb_run_read_back_from_its_file(tmp_path, compose, monkeypatch):
+    from wandb.proto import wandb_internal_pb2
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    overrides = [*(w for w in SMALL if w != "logger=csv"), "trainer.max_epochs=2"]
+    run(compose(*overrides), tmp_path, overrides)
+    (file,) = tmp_path.rglob("*.wandb")
+    keys: set[str] = set()
+    configuration: dict[str, str] = {}
+    for data in leveldb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            keys.add(item.key or "/".join(item.nested_key))
+        for item in (*record.config.update, *record.run.config.update):
+            configuration[item.key or item.nested_key[0]] = item.value_json
+        if record.HasField("run"):
+            identity = record.run.run_id
+    assert {"train/loss", "val/ssim", "val/ssim_10", "test/ssim"} <= keys
+    assert any(key.startswith("image/validation") for key in keys)
+    assert json.loads(configuration["split_hash"])
+    assert json.loads(configuration["config"])["model"]["codebook_size"] == 16
+    assert identity == run_id(tmp_path)
+    assert list(tmp_path.rglob("media/images/image/*.png"))
