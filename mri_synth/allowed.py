@@ -6,15 +6,14 @@ import dataclasses
 import difflib
 import math
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as at
 
-_ONE = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", type(None): "null"}
-_MANY = {int: "whole numbers", float: "numbers", bool: "true or false", str: "texts", Path: "paths"}
+_ONE = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path", None: "null"}
+_MANY = {int: "whole numbers", float: "numbers", bool: "true or false", str: "words, such as [a,b]", Path: "paths"}
 _BOUNDS: dict[type, tuple[str, str]] = {
     at.Ge: ("ge", "of at least"), at.Gt: ("gt", "above"), at.Le: ("le", "at most"), at.Lt: ("lt", "below"),
 }  # fmt: skip
@@ -74,7 +73,7 @@ def allowed(hint: Any) -> str:
         return "pairs such as {name: value}"
     if dataclasses.is_dataclass(hint):
         return f"the keys {', '.join(f.name for f in dataclasses.fields(hint))}"
-    return _ONE.get(hint, getattr(hint, "__name__", str(hint)))
+    return _ONE.get(None if hint is type(None) else hint, str(getattr(hint, "__name__", hint)))
 
 
 def _list(origin: Any, inner: Sequence[Any], count: str) -> str:
@@ -101,7 +100,7 @@ def _bounded(kind: Any, limits: Sequence[Any], many: bool) -> str:
 
 
 def either(words: Sequence[str]) -> str:
-    """"a", "a or b", "a, b or c"."""
+    """Words as an enumeration: "a", "a or b", "a, b or c"."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
@@ -133,7 +132,8 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
         One of them, None when none is near.
     """
     lower = {k.lower(): k for k in known}
-    found = difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
+    begun = [k for k in lower if len(word) > 2 and k.startswith(word.lower())]
+    found = begun or difflib.get_close_matches(word.lower(), list(lower), n=1, cutoff=0.6)
     return lower[found[0]] if found else None
 
 
@@ -150,6 +150,7 @@ def choice_meant(value: Any, hint: Any) -> str | None:
 
 
 def settings_of(hint: Any) -> Any:
-    """The settings dataclass that an annotation names, itself or None allowed beside it; else None."""
-    kinds = [k for k in get_args(hint) if k is not type(None)] if typing.get_origin(hint) in (Union, types.UnionType) else [hint]  # fmt: skip
+    """The settings dataclass that an annotation names, alone or with None beside it; else None."""
+    union = get_origin(hint) in (Union, types.UnionType)
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if union else [hint]
     return kinds[0] if len(kinds) == 1 and dataclasses.is_dataclass(kinds[0]) else None

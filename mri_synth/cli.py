@@ -11,7 +11,9 @@ import typer
 from mri_synth.errors import UserError
 
 app = typer.Typer(help="Train, compare and use generative models of MRI.", no_args_is_help=True,
-                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+                  epilog="A first run, on simulated brains: mri-synth run. Groups, keys, examples: add --help.",
+                  pretty_exceptions_enable=False, add_completion=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -33,7 +35,7 @@ def list_() -> None:
 
 @app.command()
 def describe(
-    overrides: Annotated[list[str], typer.Argument(help="data=NAME and data.KEY=VALUE, as for run")],
+    overrides: Annotated[list[str], typer.Argument(help="as for run, such as data=ixi data.root=/my/ixi")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the HTML page")] = Path("describe.html"),
 ) -> None:
     """Look at a data set before training: one HTML page."""

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import importlib
 import inspect
 import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mri_synth.allowed import allowed, choice_meant, fits, nearest, settings_of, show
 from mri_synth.errors import ConfigError
 
-TASKS = ("fit", "test", "check", "plan")
 GROUPS = ("model", "data", "trainer", "logger")
 ROOT: dict[str, Any] = {
-    "seed": int, "task": str, "resume": str | None, "init_from": str | None, "ckpt": str | None,
+    "seed": Annotated[int, Ge(0), Le(2**32 - 1)], "task": Literal["fit", "test", "check", "plan"],
+    "resume": str | None, "init_from": str | None, "ckpt": str | None,
 }  # fmt: skip
+BASES = {"model": ("mri_synth.models.base", "SynthModule"), "data": ("mri_synth.data.base", "MRIDataModule")}
 PROVIDED = frozenset({"spec", "run", "model", "loggers"})
 """Constructor arguments that `run.py` gives and no YAML may: what the data know, the run's folder, ...."""
 
@@ -48,56 +50,6 @@ def choices(group: str) -> list[str]:
     return sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
 
 
-def admit_unknown(overrides: Sequence[str]) -> list[str]:
-    """Let Hydra take overrides of keys that do not exist, so that `check` names them with all other mistakes.
-
-    Hydra stops at the first unknown key and knows no "did you mean".
-
-    Args:
-        overrides: words of the command line.
-
-    Returns:
-        The same words, `+` before the assignments to unknown keys.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException, OverrideParseException
-
-    words = [w for w in overrides if not w.startswith("-") and "=" in w]
-    try:
-        parsed = OverridesParser.create().parse_overrides(words)
-    except OverrideParseException:
-        return list(overrides)  # Hydra's own message shows the place
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        groups = [p.input_line for p in parsed if p.key_or_group in (*GROUPS, "experiment") and p.input_line]
-        try:
-            known = compose("run", [_first_choice(g) for g in groups])
-        except (HydraException, OmegaConfBaseException):
-            return list(overrides)
-    unknown = {
-        p.input_line
-        for p in parsed
-        if p.type is not None and p.type.name == "CHANGE" and p.package is None
-        and p.key_or_group not in ("experiment",) and not p.key_or_group.startswith("hydra")
-        and not (config_dir() / p.key_or_group).is_dir() and not _exists(known, p.key_or_group)
-    }  # fmt: skip
-    return [f"+{w}" if w in unknown else w for w in overrides]
-
-
-def _first_choice(word: str) -> str:
-    """`model=vae,vqvae` of a sweep -> `model=vae`: enough to know the keys."""
-    return word.split(",", 1)[0]
-
-
-def _exists(config: DictConfig, key: str) -> bool:
-    node: Any = config
-    for part in key.split("."):
-        if not isinstance(node, DictConfig) or part not in node:
-            return False
-        node = node._get_node(part)
-    return True
-
-
 def check(cfg: DictConfig) -> None:
     """Find every mistake in a composed configuration. Opens no data and builds no model.
 
@@ -109,76 +61,89 @@ def check(cfg: DictConfig) -> None:
             missing values, and a model that needs what the data do not offer.
     """
     try:
-        values: Any = OmegaConf.to_container(cfg, resolve=True)
+        ours = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+        values: Any = OmegaConf.to_container(ours, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError([f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"]) from error
-    values.pop("hydra", None)
-    problems = _root(values)
+    problems: list[str] = []
     targets = {}
     for group in GROUPS:
         if isinstance(values.get(group), dict):
-            targets[group] = target = _target(group, values[group], problems)
-            if target is not None:
-                problems += _arguments(group, values[group], target)
-        elif values.get(group) is not None or group in ("model", "data", "trainer"):
-            problems.append(f"{group}={values.get(group)!r}: choose one of {choices(group)}, such as {group}="
-                            f"{choices(group)[0] if choices(group) else '...'}")  # fmt: skip
+            targets[group] = _target(group, values[group], problems)
+        elif group not in values or not isinstance(values[group], dict):
+            problems.append(f"{group}={show(values.get(group))}: {_way_out(group)}")
+    every = [f"{g}.{n}" for g, target in targets.items() if target for n in _parameters(target)]
+    problems += _root(values, every)
+    for group, target in targets.items():
+        if target is not None:
+            problems += _arguments(group, values[group], target, every)
     if not problems and targets.get("model") and targets.get("data"):
         problems += needs_against_offers(targets["model"], targets["data"], values)
     if problems:
         raise ConfigError(problems)
 
 
-def _root(values: Mapping[str, Any]) -> list[str]:
+def _root(values: Mapping[str, Any], every: Sequence[str]) -> list[str]:
     problems = []
     for key, value in values.items():
-        if key in GROUPS:
-            continue
-        if key not in ROOT:
-            problems.append(_unknown(key, (*ROOT, *GROUPS)))
-        else:
-            problems += _value(key, value, ROOT[key])
-    task = values.get("task")
-    if task not in TASKS:
-        problems.append(f"task={task}: allowed: {', '.join(TASKS)}")
-    if isinstance(values.get("seed"), int) and not 0 <= values["seed"] < 2**32:
-        problems.append(f"seed={values['seed']}: allowed: 0 to 4294967295")
+        if key in ROOT:
+            problems += _value(key, value, ROOT[key], every)
+        elif key not in GROUPS:
+            problems.append(_unknown(key, (*ROOT, *GROUPS), every))
     for key in ("ckpt", "init_from"):
         path = values.get(key)
-        if isinstance(path, str) and not Path(path).is_file():
-            problems.append(f"{key}={path}: no such file; give a checkpoint such as outputs/<run>/best.ckpt")
-    if task == "test" and not values.get("ckpt"):
-        problems.append("task=test needs ckpt=outputs/<run>/best.ckpt")
+        if isinstance(path, str) and path != "???" and not Path(path).is_file():
+            what = f"a folder; did you mean {key}={Path(path) / 'best.ckpt'}?" if Path(path).is_dir() else (
+                "no such file; give a checkpoint such as outputs/<run>/best.ckpt")  # fmt: skip
+            problems.append(f"{key}={path}: {what}")
+    if values.get("task") == "test" and not values.get("ckpt"):
+        problems.append("task=test: ckpt is missing: say which checkpoint, such as ckpt=outputs/<run>/best.ckpt")
     return problems
 
 
 def _target(group: str, section: Mapping[str, Any], problems: list[str]) -> Callable[..., Any] | None:
-    from hydra.utils import get_object
-
     path = section.get("_target_")
-    if not isinstance(path, str):
-        problems.append(f"{group}._target_ is missing: choose {group}=NAME, one of {choices(group)}")
+    if not isinstance(path, str) or path == "???":
+        problems.append(f"{group}._target_={show(path)}: {_way_out(group)}")
         return None
+    module, _, name = path.rpartition(".")
     try:
-        target: Callable[..., Any] = get_object(path)
-    except Exception as error:
-        problems.append(f"{group}._target_={path}: cannot be imported ({error})")
+        found = importlib.import_module(module) if module else None
+        target: Callable[..., Any] = getattr(found, name)
+        base = getattr(importlib.import_module(BASES[group][0]), BASES[group][1]) if group in BASES else None
+    except AttributeError:
+        near = nearest(name, list(vars(found))) if found else None
+        hint = f"did you mean {module}.{near}?" if near else _way_out(group)
+        problems.append(f"{group}._target_={path}: there is no {name} in {module or 'it'}; {hint}")
+        return None
+    except (ImportError, ValueError) as error:
+        problems.append(f"{group}._target_={path}: cannot be imported ({error}); {_way_out(group)}")
+        return None
+    if not callable(target) or (base is not None and not (inspect.isclass(target) and issubclass(target, base))):
+        what = f"a subclass of {'.'.join(BASES[group])}" if base is not None else "a class or a function"
+        problems.append(f"{group}._target_={path}: not {what}; {_way_out(group)}")
         return None
     return target
 
 
-def _arguments(prefix: str, section: Mapping[str, Any], target: Callable[..., Any]) -> list[str]:
+def _way_out(group: str) -> str:
+    return f"choose {group}=NAME; there is: {', '.join(choices(group))}"
+
+
+def _parameters(target: Callable[..., Any]) -> list[str]:
+    return [n for n in inspect.signature(target).parameters if n not in PROVIDED]
+
+
+def _arguments(prefix: str, section: Mapping[str, Any], target: Callable[..., Any], every: Sequence[str]) -> list[str]:
     """Mistakes of a mapping against the signature of a class, a function or a settings dataclass."""
-    parameters = inspect.signature(target).parameters
-    hints = _hints(target)
-    known = [n for n in parameters if n not in PROVIDED]
-    problems = [_unknown(f"{prefix}.{k}", [f"{prefix}.{n}" for n in known])
+    parameters, hints, known = inspect.signature(target).parameters, _hints(target), _parameters(target)
+    problems = [_unknown(f"{prefix}.{k}", [f"{prefix}.{n}" for n in known], every)
                 for k in section if k not in known and k != "_target_"]  # fmt: skip
     for name in known:
-        if section.get(name) == "???" or (name not in section and parameters[name].default is inspect.Parameter.empty):
-            problems.append(f"{prefix}.{name} is missing: give {prefix}.{name}=VALUE ({_words(hints[name])})")
-        elif name in section:
-            problems += _value(f"{prefix}.{name}", section[name], hints[name])
+        if name in section:
+            problems += _value(f"{prefix}.{name}", section[name], hints[name], every)
+        elif parameters[name].default is inspect.Parameter.empty:
+            problems += _value(f"{prefix}.{name}", "???", hints[name], every)
     extra: Callable[[Mapping[str, Any]], list[str]] | None = getattr(target, "problems", None)
     if not problems and extra is not None:
         problems += extra({k: v for k, v in section.items() if k != "_target_"})
@@ -199,45 +164,28 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _value(key: str, value: Any, hint: Any) -> list[str]:
-    """Mistakes of one value against an annotation: strict for scalars, lenient for list against tuple."""
-    from pydantic import TypeAdapter, ValidationError
-
+def _value(key: str, value: Any, hint: Any, every: Sequence[str]) -> list[str]:
+    """Mistakes of one value against its annotation; of nested settings, key by key."""
     if value == "???":
-        return [f"{key} is missing: give {key}=VALUE ({_words(hint)})"]
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return []
-        rest = [a for a in arguments if a is not type(None)]
-        if len(rest) == 1:
-            return _value(key, value, rest[0])
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, Mapping):
-            return _arguments(key, value, typing.cast("Callable[..., Any]", hint))
-        return [f"{key}={value!r}: needs keys: {', '.join(f.name for f in dataclasses.fields(hint))}"]
-    if origin in (list, tuple) and isinstance(value, list):
-        if origin is tuple and Ellipsis not in arguments and len(arguments) != len(value):
-            return [f"{key}={value}: needs {len(arguments)} values"]
-        kinds = [arguments[0]] * len(value) if origin is list or Ellipsis in arguments else arguments
-        return [p for i, (v, kind) in enumerate(zip(value, kinds, strict=True)) for p in _value(f"{key}[{i}]", v, kind)]
-    try:
-        TypeAdapter(hint).validate_python(value, strict=True)
-    except ValidationError as error:
-        return [
-            f"{key}={value!r}: {'; '.join(dict.fromkeys(e['msg'].replace('Input s', 's') for e in error.errors()))}"
-        ]
-    return []
+        return [f"{key} is missing: give {key}=VALUE; allowed: {allowed(hint)}"]
+    nested = settings_of(hint)
+    if nested is not None and isinstance(value, Mapping):
+        return _arguments(key, value, nested, every)
+    if fits(value, hint):
+        return []
+    near = choice_meant(value, hint)
+    return [f"{key}={show(value)}: allowed: {allowed(hint)}" + (f"; did you mean {near}?" if near else "")]
 
 
-def _words(hint: Any) -> str:
-    return getattr(hint, "__name__", str(hint)).replace("typing.", "")
-
-
-def _unknown(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    names = ", ".join(k.rpartition(".")[2] for k in known)
-    return f"unknown key {key}; " + (f"did you mean {near[0]}?" if near else f"known: {names}")
+def _unknown(key: str, known: Sequence[str], every: Sequence[str]) -> str:
+    """Names the nearest key of the same place, else one of the same name elsewhere, else all that are known."""
+    names = {k.rpartition(".")[2]: k for k in known}
+    name = key.rpartition(".")[2]
+    near = nearest(name, list(names))
+    elsewhere = [k for k in every if k.rpartition(".")[2] == name]
+    if near or elsewhere:
+        return f"unknown key {key}; did you mean {names[near] if near else elsewhere[0]}?"
+    return f"unknown key {key}; " + (f"known: {', '.join(names)}" if names else "it takes none")
 
 
 def needs_against_offers(model: Any, data: Any, values: Mapping[str, Any]) -> list[str]:

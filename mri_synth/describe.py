@@ -14,6 +14,7 @@ from PIL import Image
 from mri_synth import config, html
 from mri_synth.describe_page import BINS, SPLITS, Description, Sheet, Views, build, spacing_text
 from mri_synth.errors import UserError
+from mri_synth.overrides import admit_unknown
 
 if TYPE_CHECKING:
     from mri_synth.data.base import MRIDataModule
@@ -45,9 +46,9 @@ def describe_overrides(overrides: Sequence[str], output: Path) -> Path:
     from hydra.utils import instantiate
 
     try:
-        words = config.admit_unknown(overrides)
+        words = admit_unknown(overrides)
         with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
-            cfg = compose("run", [*words, "name=describe"])
+            cfg = compose("run", words)
     except HydraException as error:
         raise UserError(f"{' '.join(overrides)}: {error}") from error
     config.check(cfg)

@@ -19,7 +19,7 @@ from mri_synth.callbacks.loggers import TidyCSV
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.split import write_manifest
 from mri_synth.metrics.references import NOTES, references
-from mri_synth.metrics.scores import PROTOCOLS, summarise
+from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, summarise
 from mri_synth.models.base import SynthModule, read_checkpoint
 from mri_synth.report import explain, write_report
 from mri_synth.trainer import Throughput
@@ -130,7 +130,7 @@ def describe_run(cfg: DictConfig, data: MRIDataModule, model: SynthModule, train
     """
     functions: dict[str, Callable[..., Any]] = model.explained
     explanations = {f"{split}/{name}": explain(f) for split in ("train", "val") for name, f in functions.items()}
-    explanations |= {f"{split}/{name}": text for split in ("val", "test") for name, text in PROTOCOLS.items()}
+    explanations |= {f"{split}/{name}": explain(f) for split in ("val", "test") for name, f in EXPLAINED.items()}
     total = explain(type(model).losses)
     return {
         "task": cfg.task, "model": type(model).__module__.split(".")[-1], "data": type(data).__module__.split(".")[-1],

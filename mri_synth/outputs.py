@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -42,19 +44,47 @@ def create(folder: Path) -> Path:
         probe.write_text("x" * 4096)
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write the run folder {folder}: {error.strerror}; "
-                        "give another one with hydra.run.dir=/path") from error  # fmt: skip
+        raise unwritable(folder, error) from error
     return folder.resolve()
 
 
-def discard_unused(folder: Path) -> None:
+def cannot_write(error: OSError) -> bool:
+    """Whether an error says that a place cannot be written, or has no room left."""
+    return error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
+                           errno.EEXIST)  # fmt: skip
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The error for a run folder that cannot be written, with the way out.
+
+    Args:
+        folder: of the run.
+        error: why.
+
+    Returns:
+        To be raised.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        way_out = f"free space; if it holds a last.ckpt, go on with: python -m mri_synth.run resume={folder}"
+        return UserError(f"cannot write the run folder {folder}: the disk is full; {way_out}")
+    return UserError(f"cannot write the run folder {folder}: {error.strerror}; give another by hydra.run.dir=/path")
+
+
+def discard_unused(folder: Path, of_sweep: bool = False) -> None:
     """Remove a folder that holds nothing but Hydra's own files: nothing was run in it.
 
     Args:
         folder: made by Hydra for this command.
+        of_sweep: no other job of the sweep, if it is one, leaves anything either, so its folder may go too.
     """
     if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".hydra", "run.log", "metrics.csv"}:
         shutil.rmtree(folder)
+        above = folder.parent
+        sweep = (above / "multirun.yaml").is_file() or above.parent.name == "sweeps"
+        if of_sweep and sweep and {p.name for p in above.iterdir()} <= {"multirun.yaml"}:
+            (above / "multirun.yaml").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another job may just now make its folder there
+                above.rmdir()
 
 
 def save_config(cfg: DictConfig, run: Path) -> None:

@@ -31,9 +31,9 @@ def admit_unknown(overrides: Sequence[str]) -> list[str]:
     from hydra.errors import HydraException
 
     parsed, problems = _parse(overrides)
-    wrong = [p for p in parsed if (mistake := _wrong_choice(p)) and not problems.append(mistake)]
-    doubtful = {p.key_or_group for p in wrong}
-    good = [p for p in parsed if p.key_or_group.partition(".")[0] not in doubtful]
+    mistakes = {p.key_or_group: mistake for p in parsed if (mistake := _wrong_choice(p))}
+    problems += mistakes.values()
+    good = [p for p in parsed if p.key_or_group.partition(".")[0] not in mistakes]
     with initialize_config_dir(str(config.config_dir()), version_base="1.3"):
         chosen = [_first_choice(p.input_line) for p in good if _is_group(p.key_or_group)]
         try:
@@ -79,19 +79,19 @@ def _wrong_choice(override: Any) -> str:
         return ""
     known = config.choices(group)
     value = override.value()
-    values = [str(v) for v in value.list] if override.is_choice_sweep() else value if isinstance(value, list) else [value]  # fmt: skip
-    if group == "experiment":
-        values = [v for v in values if v is not None]
+    values = value if isinstance(value, list) else [value]
+    if override.is_choice_sweep():
+        values = [str(v) for v in value.list]
     wrong = [v for v in values if not isinstance(v, str) or v not in known]
     if not wrong:
         return ""
     near = nearest(str(wrong[0]), known)
-    hint = f"did you mean {group}={near}? " if near else ""
-    return f"{group}={show(wrong[0])}: no such choice; {hint}There is: {', '.join(known) or 'none yet'}"
+    there = f"there is: {', '.join(known) or 'none'}"
+    return f"{group}={show(wrong[0])}: no such choice; " + (f"did you mean {near}? ({there})" if near else there)
 
 
 def _is_group(key: str) -> bool:
-    return (config.config_dir() / key.replace(".", "\0")).is_dir() if "\0" not in key else False
+    return (config.config_dir() / key).is_dir()
 
 
 def _assigns(override: Any) -> bool:

@@ -53,7 +53,8 @@ def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[s
     table = Table("plan", "", title=type(model).__name__)
     for name, value in facts.items():
         table.add_row(name, str(value))
-    Console().print(table)
+    if trainer.is_global_zero:
+        Console().print(table)
     return facts
 
 

@@ -11,13 +11,16 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from mri_synth import config, outputs
+from mri_synth import config, outputs, relaunch
 from mri_synth.errors import ConfigError, UserError
+from mri_synth.overrides import admit_unknown
+from mri_synth.sweep import job_folder, name_by_swept
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -30,36 +33,55 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """The command line. A user's mistake ends with its message and status 2, without a traceback."""
-    if not any(w in ("--help", "-h", "--version", "--info", "--cfg") for w in sys.argv[1:]):
-        sys.argv[1:] = config.admit_unknown(sys.argv[1:])
+    from hydra.errors import HydraException
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole, and not as Hydra prints them
     _register_resolvers()
-    _hydra()
+    try:
+        if not any(w in ("--help", "-h", "--version", "--info", "--cfg") for w in sys.argv[1:]):
+            sys.argv[1:] = name_by_swept(admit_unknown(sys.argv[1:]))
+        _hydra()
+    except (UserError, HydraException) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+        _end(f"{error}" + (f"\n{cause}" if cause else ""), 2)
+    except OSError as error:  # Hydra makes the run's folder before any code of ours
+        if not outputs.cannot_write(error):
+            raise
+        _end(str(outputs.unwritable(Path(error.filename or "outputs"), error)), 2)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    print(f"\n{message}", file=sys.stderr)  # noqa: T201
+    raise SystemExit(status) from None
 
 
 def _register_resolvers() -> None:
     OmegaConf.register_new_resolver("mri_synth.folder", lambda resume, new: resume or new, replace=True)
+    OmegaConf.register_new_resolver("mri_synth.job", job_folder, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="run")
 def _hydra(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import CompactHydraException
     from hydra.types import RunMode
 
     settings = HydraConfig.get()
+    sweep, words = settings.mode == RunMode.MULTIRUN, list(settings.overrides.task)
     try:
-        return run(
-            cfg, Path(os.environ.get("MRI_SYNTH_RUN") or settings.runtime.output_dir), list(settings.overrides.task)
-        )
+        given = sweep or any(w.startswith("hydra.run.dir=") for w in settings.overrides.hydra)
+        return run(cfg, relaunch.shared_folder(Path(settings.runtime.output_dir), given or bool(cfg.resume)), words)
     except UserError as error:
-        if settings.mode == RunMode.MULTIRUN:
-            raise  # the launcher records it; a SystemExit would end the sweep
-        print(f"\n{error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(2) from None
+        if sweep:  # the launcher records it; a SystemExit would end the sweep
+            log.error("job %s failed: %s", settings.job.num, error)
+            raise CompactHydraException(f"\njob {settings.job.num} ({' '.join(words)}) failed:\n{error}") from None
+        relaunch.let_first_process_speak()
+        _end(str(error), 2)
     except Exception as error:
-        if type(error).__name__ != "Interrupted" or settings.mode == RunMode.MULTIRUN:
+        if type(error).__name__ != "Interrupted" or sweep:
             raise
-        print(f"\n{error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(130) from None
+        relaunch.let_first_process_speak()
+        _end(str(error), 130)
 
 
 def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
@@ -76,33 +98,44 @@ def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     Raises:
         UserError: any mistake of the user's, each with the way out.
     """
-    if cfg.get("resume"):
-        folder = Path(cfg.resume)
-        cfg = resumed_config(cfg, folder, overrides)
     try:
+        if cfg.get("resume"):
+            folder = Path(cfg.resume)
+            cfg = resumed_config(cfg, folder, overrides)
         config.check(cfg)
-    except ConfigError:
-        outputs.discard_unused(folder)
+    except UserError:
+        outputs.discard_unused(folder, cfg.get("task") == "check")
         raise
     if cfg.task == "check":
         log.info("the configuration is right: model=%s data=%s", _name(cfg.model), _name(cfg.data))
-        outputs.discard_unused(folder)
+        outputs.discard_unused(folder, True)
         return None
+    try:
+        return _run(cfg, outputs.create(folder), overrides)
+    except OSError as error:
+        if not outputs.cannot_write(error):
+            raise
+        raise outputs.unwritable(folder, error) from error
+
+
+def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
+    """What `run` does after the check."""
     started = time.monotonic()
-    folder = outputs.create(folder)
-    _survive_relaunch(folder, overrides)
-    data, model, trainer = build(cfg, folder)
-    if cfg.task == "plan":
-        from mri_synth.plan import plan
+    with relaunch.relaunchable(folder, overrides):
+        data, model, trainer = build(cfg, folder)
+        with relaunch.ended_together(trainer):
+            if cfg.task == "plan":
+                from mri_synth.plan import plan
 
-        plan(data, model, trainer)
-        outputs.discard_unused(folder)
-        return None
-    if trainer.is_global_zero:
-        outputs.save_config(cfg, folder)
-    from mri_synth.fit import fit_and_test
+                plan(data, model, trainer)
+                if trainer.is_global_zero:
+                    outputs.discard_unused(folder)
+                return None
+            if trainer.is_global_zero:
+                outputs.save_config(cfg, folder)
+            from mri_synth.fit import fit_and_test
 
-    return fit_and_test(cfg, folder, data, model, trainer, started)
+            return fit_and_test(cfg, folder, data, model, trainer, started)
 
 
 def resumed_config(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfig:
@@ -155,7 +188,7 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
 
     from mri_synth.callbacks.loggers import TidyCSV
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its news of every checkpoint hides ours
+    relaunch.hush()
     for text in (".*your dataloader is not resumable", ".*LeafSpec", ".*does not have many workers"):
         warnings.filterwarnings("ignore", text)  # not so here: the data module's state resumes it; batches are read whole
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -188,22 +221,6 @@ def _parameters(section: DictConfig) -> list[str]:
 
 def _name(section: DictConfig) -> str:
     return str(section._target_).split(".")[-2]
-
-
-def _survive_relaunch(folder: Path, overrides: list[str]) -> None:
-    """Lightning starts this command again for every further process: they must share the folder, and in a multirun
-    do this job alone."""
-    from hydra.core.hydra_config import HydraConfig
-
-    os.environ["MRI_SYNTH_RUN"] = str(folder)
-    if HydraConfig.initialized():
-        if {"-m", "--multirun"} & set(sys.argv):
-            sys.argv[1:] = overrides
-        hydra_cfg: Any = HydraConfig.instance().cfg
-        assert hydra_cfg is not None
-        OmegaConf.set_readonly(hydra_cfg.hydra, False)
-        hydra_cfg.hydra.run.dir = str(folder)
-        OmegaConf.set_readonly(hydra_cfg.hydra, True)
 
 
 __all__ = ["ConfigError", "main", "run"]

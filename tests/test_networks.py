@@ -236,6 +236,13 @@ def test_shapes_there_and_back(downsample: int, channels: int, norm: str) -> Non
     assert decoder(z).shape == x.shape
 
 
+def test_encoder_gives_float32_vectors_of_one_length_under_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        z = Encoder(1, 8, 4)(3 * torch.randn(2, 1, 16, 16))
+    assert z.dtype == torch.float32
+    assert torch.allclose(z.square().mean(1), torch.ones(2, 4, 4), atol=0.01)
+
+
 def test_decoder_gives_bounded_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         x_hat = Decoder(1, 8, 4)(100 * torch.randn(1, 4, 4, 4))

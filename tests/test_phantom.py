@@ -245,7 +245,7 @@ def test_yaml_says_the_frozen_numbers() -> None:
         ({"lesion_radius_mm": [5.0, 9.0]}, r"data\.lesion_radius_mm=\[5\.0, 9\.0\]: .*frozen"),
         ({"subjects": [300, 2, 2]}, r"data\.subjects=\[300, 2, 2\]: bench-v1 has \[200, 20, 40\], fewer may be taken"),
         ({"subjects": [3, 2]}, r"data\.subjects=\[3, 2\]: three numbers are wanted"),
-        ({"contrasts": ["T1", "T1ce"]}, r"data\.contrasts: \['T1ce'\] cannot be simulated; data=phantom has \['T1'"),
+        ({"contrasts": ["T1", "T1ce"]}, r"data\.contrasts=\[T1,T1ce\]: T1ce cannot be simulated; data=phantom has T1"),
         ({"plane": "coronal"}, r"data\.plane=coronal: data=phantom is axial"),
         ({"preset": "custom", "lesion_radius_mm": [9.0, 5.0]}, r"lesion_radius_mm=\[9\.0, 5\.0\]: two numbers"),
     ],

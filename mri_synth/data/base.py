@@ -33,7 +33,7 @@ from mri_synth.data.settings import (
     SplitSettings,
 )
 from mri_synth.data.split import DROPPED, assign, drop_leaks
-from mri_synth.data.store import MASK, Prepared, Store, open_or_build
+from mri_synth.data.store import MASK, SCALE, Prepared, Store, open_or_build, slice_hash
 from mri_synth.data.views import Images
 from mri_synth.data.volume import Volume, read
 from mri_synth.errors import UserError
@@ -130,6 +130,20 @@ class MRIDataModule(pl.LightningDataModule):
         return cls.label_from_mask is not None or arguments.get("label", "none") != "none"
 
     @classmethod
+    def problems(cls, arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong with these constructor arguments beyond types and ranges; nothing is opened.
+
+        Args:
+            arguments: by name; those left out have their default.
+
+        Returns:
+            One message each.
+        """
+        contrasts = list(arguments.get("contrasts") or ())
+        twice = [c for c, n in Counter(contrasts).items() if n > 1]
+        return [f"data.contrasts=[{','.join(contrasts)}]: {' and '.join(twice)} more than once"] if twice else []
+
+    @classmethod
     def refuses(cls, view: type[Images], arguments: Mapping[str, Any]) -> str:
         """Why this data set cannot offer a view under these constructor arguments; nothing is opened.
 
@@ -201,15 +215,19 @@ class MRIDataModule(pl.LightningDataModule):
         store = self._open()
         if not store.rows:
             reasons = Counter(f["reason"] for f in store.files if f["reason"]).most_common(3)
-            raise UserError(f"no slice of {len(self._scans)} files can be used; the commonest reasons: {reasons}")
+            shown = "".join(f"\n  {n} times: {reason}" for reason, n in reasons)
+            raise UserError(f"no slice of {len(self._scans)} file(s) can be used; the commonest reasons:{shown}\n"
+                            "Mend the files, or choose others by data.slices and data.contrasts.")  # fmt: skip
         splits = assign(store.studies, self.split)
         names = [s["path"] for s in store.studies]
         leaks = drop_leaks([[s["subject"]] for s in store.studies], splits, names, "subject", self.split)
         self.leaks = [reason for _, reason in leaks]
+        self._leak_of = dict(leaks)
         of_row = np.asarray(splits, object)[store.table["study"]].tolist()
         row_names = [f"{names[s]} (slice {n})" for s, n in zip(store.table["study"], store.table["slice"], strict=True)]
         leaks = drop_leaks(self._image_keys(store), of_row, row_names, "identical image", self.split)
         self.leaks += [reason for _, reason in leaks]
+        self._leak_of |= {int(store.table["study"][row]): reason for row, reason in leaks}
         for reason in self.leaks:
             log.warning("dropped: %s", reason)
         self._splits = np.asarray(of_row, object)
@@ -230,30 +248,28 @@ class MRIDataModule(pl.LightningDataModule):
         )
 
     def _image_keys(self, store: Store) -> list[list[int]]:
-        """Hashes of the images of each row; a row of several contrasts has several."""
+        """Hashes of the images of each row; a row of several contrasts has several, blank images none."""
+        blank = slice_hash(np.full((store.size, store.size), -SCALE, np.int16))  # such as beyond the field of view
         keys: list[list[int]] = [[] for _ in range(store.rows)]
         for name in store.counts:
             if name != MASK:
                 rows, hashes = store.table[f"row_{name}"], store.table[f"hash_{name}"]
                 for row in np.flatnonzero((rows >= 0) & (store.table["foreground"] > 0)).tolist():  # blanks are alike
-                    keys[row].append(int(hashes[rows[row]]))
+                    keys[row] += [h for h in [int(hashes[rows[row]])] if h != blank]
         return keys
 
     @property
     def manifest(self) -> list[dict[str, Any]]:
         """One record per file: split, subject, session, contrast, path, sha256, slices, label, age, sex, site, ..."""
         store = self._open()
-        of_study = {s["path"]: (s, i) for i, s in enumerate(store.studies)}
+        of_study = {s["id"]: (s, i) for i, s in enumerate(store.studies)}
         split_of = {int(i): str(s) for s, i in zip(self._splits, store.table["study"], strict=True) if s}
-        rows, split = [], DROPPED
+        rows = []
         for f in store.files:
-            study, number = of_study.get(f["path"], (None, -1))
-            if study is not None:
-                split = split_of.get(number, DROPPED)
-            elif f["bad"]:
-                split = DROPPED
+            study, number = of_study.get(f["study"], (None, -1))
+            split = DROPPED if f["bad"] else split_of.get(number, DROPPED)
             about = {k: (study or {}).get(k) for k in ("label", "age", "sex", "site")}
-            reason = f["reason"] or ("" if split else "not in the split")
+            reason = f["reason"] or ("" if split else self._leak_of.get(number, "not in the split"))
             facts = {k: f.get(k) for k in ("shape", "spacing_mm", "orientation", "dtype", "low", "high")}
             rows.append({"split": split, "subject": f["subject"], "session": f["session"], "contrast": f["contrast"],
                          "path": f["path"], "sha256": f["sha256"], "slices": f.get("slices", 0), **about, **facts,

@@ -57,20 +57,20 @@ def fit_intensity(array: Array, settings: IntensitySettings, name: str = "the vo
             volume has one value at both ends.
     """
     if settings.method == "fixed":
-        low, high = _pair(settings.range, "intensity.range", "two increasing numbers, such as [0, 255]")
+        low, high = _pair(settings.range, "data.intensity.range", "two increasing numbers, such as [0, 255]")
         return Intensity(low, high)
     if settings.method == "minmax":
         low, high = float(array.min()), float(array.max())
     else:
-        ends = _pair(settings.percentiles, "intensity.percentiles", "two increasing numbers in 0..100")
+        ends = _pair(settings.percentiles, "data.intensity.percentiles", "two increasing numbers in 0..100")
         if ends[0] < 0 or ends[1] > 100:
-            raise UserError(f"intensity.percentiles={list(ends)}: two increasing numbers in 0..100 are needed.")
+            raise UserError(f"data.intensity.percentiles={list(ends)}: two increasing numbers in 0..100 are needed.")
         low, high = (float(v) for v in np.percentile(array, ends))
     if not low < high:
         what = f"{settings.percentiles} percent" if settings.method == "percentile" else "minimum and maximum"
         raise UserError(
             f"{name}: {what} of its values are both {low:g}, which leaves nothing between -1 and 1. "
-            "Set intensity.method=minmax or wider intensity.percentiles, or leave the file out."
+            "Set data.intensity.method=minmax or wider data.intensity.percentiles, or leave the file out."
         )
     return Intensity(low, high)
 

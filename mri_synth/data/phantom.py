@@ -100,10 +100,12 @@ class Phantom(MRIDataModule):
         Returns:
             One message each.
         """
-        found = []
-        wrong = [c for c in arguments.get("contrasts") or () if c not in SEQUENCES]
-        if wrong:
-            found.append(f"data.contrasts: {wrong} cannot be simulated; data=phantom has {list(SEQUENCES)}")
+        found = super().problems(arguments)
+        contrasts = list(arguments.get("contrasts", ["T1"]))
+        wrong = [c for c in contrasts if c not in SEQUENCES]
+        if wrong or not contrasts:
+            what = f"{' and '.join(wrong)} cannot be simulated" if wrong else "at least one is needed"
+            found.append(f"data.contrasts=[{','.join(contrasts)}]: {what}; data=phantom has {', '.join(SEQUENCES)}")
         if arguments.get("plane", "axial") != "axial":
             found.append(f"data.plane={arguments['plane']}: data=phantom is axial slices: data.plane=axial")
         radii = list(arguments.get("lesion_radius_mm", BENCH_V1.lesion_radius_mm))

@@ -156,18 +156,23 @@ def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
         Its slices; no images, and the reason in `files`, when nothing of it can be used.
     """
     first = study.first
+    identity = str(first.path) if first.series is None else f"{first.path}#{first.series}"
     out = Prepared(study={
+        "id": identity,
         "subject": first.subject, "session": first.session, "label": first.label, "split": first.split,
         "age": first.age, "sex": first.sex, "site": first.site, "path": str(first.path), "scan_slice": first.slice,
     })  # fmt: skip
     volumes: dict[str, Volume] = {}
     for contrast, scan in study.scans.items():
         record: dict[str, Any] = {"subject": scan.subject, "session": scan.session, "contrast": contrast}
-        record |= {"path": str(scan.path), "sha256": _sha256(scan.path), "bad": False, "reason": ""}
+        record |= {"path": str(scan.path), "sha256": "", "study": identity, "bad": False, "reason": ""}
         out.files.append(record)
         try:
+            record["sha256"] = _sha256(scan.path)
             volumes[contrast] = volume = read(scan)
             record |= _facts(volume)
+        except OSError as error:  # not the cache's fault, as it would seem further up
+            record |= {"bad": True, "reason": f"cannot be read ({error.strerror})"}
         except UserError as error:
             record |= {"bad": True, "reason": str(error).removeprefix(f"{scan.path}: ")}
     if not volumes or next(iter(volumes)) == MASK:
@@ -208,7 +213,7 @@ def _fill(out: Prepared, volumes: dict[str, Volume], settings: Preparation) -> N
                                 f"{reference.array.shape[:2]}: pictures of a pair must have one size")  # fmt: skip
             volume = resample_to(volume, reference, nearest=contrast == MASK)
         cut[contrast] = to_slices(volume, settings.plane)
-    intensities = {c: fit_intensity(volumes[c].array, settings.intensity) for c in cut if c != MASK}
+    intensities = {c: fit_intensity(volumes[c].array, settings.intensity, c) for c in cut if c != MASK}
     base = next(iter(cut))
     slices = cut[base]
     shown = intensities[base].apply(slices.images)
@@ -280,7 +285,7 @@ def key(todo: Sequence[Study], settings: Preparation, extra: dict[str, Any], ski
     Returns:
         16 hexadecimal digits.
     """
-    digest = hashlib.sha256(repr((asdict(settings), sorted(extra.items()), skip_bad, "prepare-1")).encode())
+    digest = hashlib.sha256(repr((asdict(settings), sorted(extra.items()), skip_bad, "prepare-2")).encode())
     for study in todo:
         for contrast, scan in study.scans.items():
             stat = scan.path.stat() if scan.path.exists() else None

@@ -7,9 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from mri_synth.errors import UserError
+
 
 class EpochBatches(Sampler[list[int]]):
     """Batches of one rank. A global batch has `batch_size * world` items, of which rank r takes every world-th.
+
+    No rank ever gets an empty batch: a last global batch of fewer than `world` items joins the one before.
 
     Lightning calls `set_epoch` on `batch_sampler.sampler`, hence the attribute `sampler`.
     """
@@ -23,13 +27,27 @@ class EpochBatches(Sampler[list[int]]):
             batch_size: per rank.
             seed: of the order.
             shuffle: a new order every epoch, else in order.
-            drop_last: leave out an incomplete last batch, unless it is the only one.
+            drop_last: leave out an incomplete last batch; when it is the only one, only what would make the ranks'
+                shares uneven.
             rank: of this process.
             world: number of processes.
+
+        Raises:
+            UserError: there are fewer items than processes.
         """
+        if items < world:
+            raise UserError(f"a split of {items} for {world} processes: each needs one item at least; use "
+                            f"trainer.devices={max(items, 1)} or change data.split")  # fmt: skip
         self.items, self.batch_size, self.seed = items, batch_size, seed
         self.shuffle, self.rank, self.world = shuffle, rank, world
-        self.drop_last = drop_last and items >= batch_size * world
+        whole = batch_size * world
+        self.drop_last = drop_last and items >= whole
+        if drop_last:
+            items -= items % (whole if self.drop_last else world)
+        joined = items > whole and 0 < items % whole < world
+        self._ends = [*range(whole, items, whole), items]
+        if joined:
+            del self._ends[-2]
         self.epoch = 0
         self.resume_at = (0, 0)
         self.sampler = self
@@ -39,13 +57,11 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        whole = self.batch_size * self.world
-        return self.items // whole if self.drop_last else -(-self.items // whole)
+        return len(self._ends)
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch, 2])
         order = rng.permutation(self.items) if self.shuffle else np.arange(self.items)
-        whole = self.batch_size * self.world
-        start = self.resume_at[1] if self.epoch == self.resume_at[0] else 0
-        for batch in range(start, len(self)):
-            yield order[batch * whole : (batch + 1) * whole][self.rank :: self.world].tolist()
+        bounds = list(zip([0, *self._ends], self._ends, strict=False))
+        for first, end in bounds[self.resume_at[1] if self.epoch == self.resume_at[0] else 0 :]:
+            yield order[first:end][self.rank :: self.world].tolist()

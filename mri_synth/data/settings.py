@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -32,6 +34,14 @@ class SliceSettings:
     step: Annotated[int, Ge(1)] = 1
     min_foreground: Share = 0.0
 
+    @staticmethod
+    def problems(arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong beyond types and ranges: a start behind the stop."""
+        start, stop = arguments.get("start"), arguments.get("stop")
+        if start is None or stop is None or start <= stop:
+            return []
+        return [f"data.slices.start={start}: lies behind data.slices.stop={stop}, so that no slice is left"]
+
 
 @dataclass(kw_only=True)
 class IntensitySettings:
@@ -47,6 +57,20 @@ class IntensitySettings:
     method: Literal["percentile", "minmax", "fixed"] = "percentile"
     percentiles: list[float] = field(default_factory=lambda: [0.1, 99.9])
     range: list[float] | None = None
+
+    @staticmethod
+    def problems(arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong beyond types and ranges: ends that do not increase, or the ones that `method` needs missing."""
+        found = []
+        percentiles, ends = arguments.get("percentiles", [0.1, 99.9]), arguments.get("range")
+        if not _increase(percentiles) or percentiles[0] < 0 or percentiles[1] > 100:
+            found.append(f"data.intensity.percentiles={percentiles}: allowed: two increasing numbers from 0 to 100")
+        if ends is not None and not _increase(ends):
+            found.append(f"data.intensity.range={ends}: allowed: two increasing numbers, such as [0,255], or null")
+        if arguments.get("method") == "fixed" and ends is None:
+            found.append("data.intensity.method=fixed: data.intensity.range is missing: say which source units become "
+                         "-1 and 1, such as data.intensity.range=[0,255]")  # fmt: skip
+        return found
 
 
 @dataclass(kw_only=True)
@@ -71,6 +95,15 @@ class SplitSettings:
     file: str | None = None
     on_leak: Literal["error", "drop"] = "error"
 
+    @staticmethod
+    def problems(arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong beyond types and ranges: fractions that are not three shares of a whole."""
+        shares = arguments.get("fractions", [0.8, 0.1, 0.1])
+        if len(shares) == 3 and min(shares) >= 0 and math.isclose(sum(shares), 1, abs_tol=1e-6):
+            return []
+        return [f"data.split.fractions={shares}: allowed: three shares (train, val, test) from 0 to 1 that sum to 1, "
+                "such as [0.8,0.1,0.1]"]  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class AugmentSettings:
@@ -94,6 +127,10 @@ class AugmentSettings:
 
     def __bool__(self) -> bool:
         return any((self.flip, self.rotate_deg, self.translate, self.scale, self.gain, self.gamma))
+
+
+def _increase(ends: Sequence[float]) -> bool:
+    return len(ends) == 2 and ends[0] < ends[1]
 
 
 Positive = Annotated[int, Gt(0)]

@@ -60,8 +60,8 @@ def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings) -> lis
     if settings.by == "given" or settings.file:
         return _given(studies, settings)
     shares = settings.fractions
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise UserError(f"data.split.fractions={shares}: three shares >= 0 for train, val, test that sum to 1")
+    if wrong := settings.problems({"fractions": shares}):
+        raise UserError(wrong[0])
     groups = _groups(studies, settings)
     names = sorted(set(groups), key=natural)
     np.random.default_rng([settings.seed, 1]).shuffle(names)

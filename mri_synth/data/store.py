@@ -14,6 +14,8 @@ import json
 import logging
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,17 +185,19 @@ class Store:
             meta = json.loads((path / "meta.json").read_text())
             with np.load(path / "table.npz", allow_pickle=False) as table:
                 self.table: dict[str, NDArray[Any]] = {name: table[name] for name in table.files}
-        except (ValueError, KeyError, EOFError) as error:
+            if meta["format"] != FORMAT:
+                raise UserError(f"the store {path} has format {meta['format']}, not {FORMAT}; delete it (rm -r {path}) "
+                                "and it will be prepared again")  # fmt: skip
+            self.size: int = meta["size"]
+            self.rows: int = meta["rows"]
+            self.counts: dict[str, int] = meta["counts"]
+            self.studies: list[dict[str, Any]] = meta["studies"]
+            self.files: list[dict[str, Any]] = meta["files"]
+            self._handles: dict[str, int] = {}
+            intact = self._intact()
+        except (ValueError, KeyError, IndexError, EOFError, FileNotFoundError, zipfile.BadZipFile, zlib.error) as error:
             raise damaged from error
-        if meta["format"] != FORMAT:
-            raise UserError(f"the store {path} has format {meta['format']}, not {FORMAT}; delete it: rm -r {path}")
-        self.size: int = meta["size"]
-        self.rows: int = meta["rows"]
-        self.counts: dict[str, int] = meta["counts"]
-        self.studies: list[dict[str, Any]] = meta["studies"]
-        self.files: list[dict[str, Any]] = meta["files"]
-        self._handles: dict[str, int] = {}
-        if not self._intact():
+        if not intact:
             raise damaged
 
     def _intact(self) -> bool:

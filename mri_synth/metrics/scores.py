@@ -21,6 +21,8 @@ PROTOCOLS = {
     "psnr": "PSNR in dB, data range 1 on [0, 1], whole frame",
     "mae": "mean absolute error on [0, 1], whole frame",
 }
+EXPLAINED = {"ssim": ssim, "ssim_10": ssim, "ssim_foreground": foreground_ssim, "psnr": psnr, "mae": mae}
+"""Whose docstrings stand under the curves."""
 
 
 class ImageScores(Metric):
@@ -56,8 +58,8 @@ class ImageScores(Metric):
         return {name: table[:, k] for k, name in enumerate(PROTOCOLS)} | {"index": indices[order].cpu().numpy()}
 
     def means(self) -> dict[str, float]:
-        """Score name to its mean over all images."""
-        return {name: float(np.nanmean(v)) for name, v in self.compute().items() if name != "index"}
+        """Score name to its mean over all images for which it is finite (a blank image has no foreground)."""
+        return {name: float(v[np.isfinite(v)].mean()) for name, v in self.compute().items() if name != "index"}
 
     def ten(self, seed: int = 10) -> float:
         """Mean SSIM of ten images, the same ones every time (all, when there are fewer).

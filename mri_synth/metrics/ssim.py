@@ -60,7 +60,10 @@ def _ssim_map(x_hat: Tensor, x: Tensor, data_range: float) -> Tensor:
 
 
 def ssim(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
-    """Mean structural similarity of each image, by `PROTOCOL`.
+    """Mean structural similarity of each image with its original: 1 is equality.
+
+    `SSIM = mean (2 mu_x mu_y + C1)(2 sigma_xy + C2) / ((mu_x^2 + mu_y^2 + C1)(sigma_x^2 + sigma_y^2 + C2))`, by
+    `PROTOCOL`
 
     Args:
         x_hat: (B, C, H, W) float32 in [0, data_range].
@@ -75,6 +78,8 @@ def ssim(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
 
 def foreground_ssim(x_hat: Tensor, x: Tensor, foreground: Tensor, data_range: float = 1.0) -> Tensor:
     """Mean structural similarity over the windows centred on foreground.
+
+    `SSIM_fg = sum_p m_p SSIM_p / sum_p m_p`, m the foreground
 
     Args:
         x_hat: (B, C, H, W) float32 in [0, data_range].
@@ -93,7 +98,9 @@ def foreground_ssim(x_hat: Tensor, x: Tensor, foreground: Tensor, data_range: fl
 
 
 def psnr(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
-    """Peak signal-to-noise ratio of each image, `10 log10(R^2 / mean (x_hat - x)^2)`, R the data range.
+    """Peak signal-to-noise ratio of each image, in dB.
+
+    `PSNR = 10 log10(R^2 / mean (x_hat - x)^2)`, R the data range
 
     Args:
         x_hat: (B, C, H, W).
@@ -107,7 +114,9 @@ def psnr(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
 
 
 def mae(x_hat: Tensor, x: Tensor) -> Tensor:
-    """Mean absolute error of each image, (B,), in units of intensity.
+    """Mean absolute error of each image, in units of intensity.
+
+    `MAE = mean |x_hat - x|`
 
     Args:
         x_hat: (B, C, H, W).

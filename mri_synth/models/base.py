@@ -115,7 +115,7 @@ class SynthModule(pl.LightningModule):
             logged = {f"train/{k}": v.detach() for k, v in losses.items()}
             for optimizer in self.trainer.optimizers:
                 logged["train/lr"] = torch.tensor(optimizer.param_groups[0]["lr"])
-            self.log_dict(logged, batch_size=len(batch))
+            self.log_dict(logged, batch_size=len(batch), sync_dist=True)
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

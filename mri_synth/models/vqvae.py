@@ -49,7 +49,10 @@ class VQVAE(SynthModule):
 
     code_counts: Tensor
     monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
-    explained: ClassVar[dict[str, Any]] = {"l1": l1, "mse": mse, "ssim_loss": ssim_loss, "commitment": commitment}
+    explained: ClassVar[dict[str, Any]] = {
+        "l1": l1, "mse": mse, "ssim_loss": ssim_loss, "commitment": commitment,
+        "codebook_usage": codebook_usage, "perplexity": codebook_usage,
+    }  # fmt: skip
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 Norm = Literal["none", "group"]
@@ -83,9 +84,14 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Latent (B, latent, H / downsample, W / downsample) of images x (B, in_channels, H, W), H and W even."""
-        z: Tensor = self.layers(x)
-        return z
+        """Latent (B, latent, H / downsample, W / downsample) float32 of images x (B, in_channels, H, W), H and W even.
+
+        Every latent vector has a root mean square of 1: a codebook cannot follow vectors whose length runs away, which
+        it does on images of whole heads, and it keeps few codes in use.
+        """
+        z = self.layers(x).float()
+        out: Tensor = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-6)
+        return out
 
 
 class Decoder(nn.Module):

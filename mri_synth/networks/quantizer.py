@@ -217,7 +217,9 @@ class VectorQuantizer(nn.Module):
 
 
 def codebook_usage(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of a codebook is in use.
+    """How much of a codebook is in use: the share of its codes, and how many, used equally often, would carry as much.
+
+    `usage = |{k: n_k > 0}| / K`, `perplexity = exp(-sum_k p_k log p_k)`, p_k = n_k / sum n
 
     Args:
         counts: (K,) how often each code occurred.

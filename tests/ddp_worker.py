@@ -1,0 +1,113 @@
+"""What one process of a pair does for tests/test_ddp.py: `python ddp_worker.py FOLDER`, with torchrun's variables set.
+
+The cases are played here by two processes at batch b, and by the test itself in one process at batch 2b.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra import compose, initialize_config_dir
+
+from mri_synth.networks.quantizer import VectorQuantizer
+from mri_synth.run import build
+
+BATCH = 4
+# 9 slices a subject: 36 train (4 steps at 8), 9 val (8 + 1: one process has nothing left), 27 test (3 x 8 + 3: 2 and 1)
+SMALL = [
+    "data.subjects=[4,1,3]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu", "trainer.precision=32-true",
+    "trainer.max_epochs=2", "trainer.log_every_steps=1", "trainer.pictures=0", "trainer.progress=false",
+    "model.hidden_channels=16", "model.res_blocks=1", "model.codebook_size=16", "model.codebook_dim=8",
+    "model.warmup_steps=2", "model.lambda_ssim=0",
+]  # fmt: skip
+STILL = ["model.kmeans_init=false", "model.revive_below=0"]
+AUGMENT = "data.augment={flip:0.5,rotate_deg:10,translate:0.05,scale:0.1,gain:0.1,gamma:0.1}"
+CASES = {
+    # 48 channels make groups of 3: a bias before a group of 1 has no effect, and Adam would turn its rounding errors to steps
+    "plain": [*STILL, "model.norm=group", "model.hidden_channels=48", "model.lambda_ssim=0.5"],
+    "augmented": [*STILL, AUGMENT, "trainer.gradient_clip=0.1", "trainer.channels_last=false"],
+    "accumulated": [*STILL, "trainer.accumulate=2", "model.reconstruction=mse"],
+    "moving": ["model.revive_below=1"],
+    "killed": [AUGMENT, "trainer.checkpoint_every_steps=6"],  # in the middle of the second epoch
+    "unbroken": [AUGMENT],
+}
+
+
+class Kill(pl.Callback):
+    """Ends a run after so many steps, as a power cut would."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.steps:
+            raise TimeoutError
+
+
+def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume: bool = False) -> dict[str, Any]:
+    """Train and test one case; what came out, as plain values and tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    batch = [f"data.batch_size={BATCH * 2 // world}", f"trainer.devices={world}", "trainer.strategy=ddp" if world > 1 else ""]
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        cfg = compose("run", [*SMALL, *CASES[case], *filter(None, batch)])
+    data, model, trainer = build(cfg, folder)
+    if kill_at:
+        trainer.callbacks.append(Kill(kill_at))  # type: ignore[attr-defined]
+    checkpoint = folder / "last.ckpt" if resume else None
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if resume else None)
+    except TimeoutError:
+        assert trainer.global_step == kill_at
+        return {}
+    out: dict[str, Any] = {"weights": {k: v.clone() for k, v in model.state_dict().items()}}
+    out["usage"] = model.codebook_histogram.clone()
+    out["val"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    trainer.test(model, datamodule=data, verbose=False)
+    out["test"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    out["items"] = torch.from_numpy(model.test_results["index"])
+    out["scores"] = torch.from_numpy(model.test_results["ssim"])
+    return out
+
+
+def vectors(rank: int) -> torch.Tensor:
+    """(1, 4, 8, 8), the 64 vectors that this process gives to a quantiser: far from the other's."""
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(rank)) + 100 * rank
+
+
+def quantise(kmeans: bool, revive_below: float, decay: float) -> dict[str, torch.Tensor]:
+    """One training step of a quantiser of its own on this process's vectors."""
+    torch.manual_seed(5)
+    quantizer = VectorQuantizer(8, 4, decay=decay, kmeans_init=kmeans, revive_below=revive_below)
+    quantizer(vectors(torch.distributed.get_rank()))
+    return {k: v.clone() for k, v in quantizer.state_dict().items()}
+
+
+def main(folder: Path) -> None:
+    """All cases; results as FOLDER/CASE.RANK.pt."""
+    import os
+
+    rank, seconds = int(os.environ["LOCAL_RANK"]), {}
+
+    def keep(name: str, result: Any) -> None:
+        torch.save(result, folder / f"{name}.{rank}.pt")
+
+    for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
+        start = time.monotonic()
+        keep(case, play(case, folder / case, 2))
+        seconds[case] = time.monotonic() - start
+    play("killed", folder / "killed", 2, kill_at=6)
+    keep("resumed", play("killed", folder / "killed", 2, resume=True))
+    keep("kmeans", quantise(kmeans=True, revive_below=0, decay=0.99))
+    keep("revived", quantise(kmeans=False, revive_below=1, decay=0.0))
+    (folder / f"seconds.{rank}.json").write_text(json.dumps(seconds))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,143 @@
+"""Two processes at batch b are one at 2b; k-means, revival and resume with two. One pair of processes plays all cases."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ddp_worker import play, vectors
+
+pytestmark = pytest.mark.slow
+EQUAL = ["plain", "augmented", "accumulated"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two gloo processes, started as torchrun does, left their results."""
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, str(Path(__file__).with_name("ddp_worker.py")), str(folder)]
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0",
+                           "OMP_NUM_THREADS": "1"}  # fmt: skip
+    logs = [(folder / f"log.{rank}").open("w") for rank in range(2)]
+    pair = [subprocess.Popen(command, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, stdout=log, stderr=log)
+            for r, log in enumerate(logs)]  # fmt: skip
+    try:
+        codes = [process.wait(300) for process in pair]
+    finally:
+        for process, log in zip(pair, logs, strict=True):
+            process.kill()
+            log.close()
+    assert codes == [0, 0], "\n".join((folder / f"log.{rank}").read_text()[-3000:] for rank in range(2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(pair: Path) -> Callable[[str, int], Any]:
+    return lambda name, rank: torch.load(pair / f"{name}.{rank}.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """A case played here in one process at batch 2b; each once."""
+    known: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def call(case: str) -> tuple[Path, dict[str, Any]]:
+        if case not in known:
+            folder = tmp_path_factory.mktemp(case)
+            known[case] = (folder, play(case, folder, 1))
+        return known[case]
+
+    return call
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
+
+
+def curve(folder: Path, name: str) -> list[tuple[int, float]]:
+    with (folder / "metrics.csv").open() as file:
+        return [(int(r["step"]), float(r["value"])) for r in csv.DictReader(file) if r["name"] == name]
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_weights_and_codebook_are_those_of_one_process(case: str, result: Any, alone: Any) -> None:
+    one, two = alone(case)[1]["weights"], result(case, 0)["weights"]
+    assert one.keys() == two.keys()
+    worst = {k: relative(two[k], v) for k, v in one.items()}
+    assert worst["quantizer.num_updates"] == 0
+    assert max(worst.values()) < 1e-5, sorted(worst.items(), key=lambda x: -x[1])[:5]
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: Path, alone: Any) -> None:
+    name = "train/mse" if case == "accumulated" else "train/l1"
+    for key in (name, "train/loss", "train/commitment", "train/lr"):
+        one, two = curve(alone(case)[0], key), curve(pair / case, key)
+        assert [s for s, _ in two] == [s for s, _ in one]
+        assert len(one) >= 4
+        assert [v for _, v in two] == pytest.approx([v for _, v in one], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", EQUAL)
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_metrics_are_those_of_one_process_with_an_uneven_last_batch(case: str, split: str, result: Any, alone: Any) -> None:
+    one = alone(case)[1][split]
+    assert f"{split}/ssim" in one
+    assert f"{split}/loss" in one
+    for rank in range(2):  # both ranks know all: each decides alone which checkpoint is best
+        assert result(case, rank)[split] == pytest.approx(one, rel=1e-5)
+
+
+def test_no_item_is_repeated_or_lost(result: Any, alone: Any) -> None:
+    one = alone("plain")[1]
+    for rank in range(2):
+        two = result("plain", rank)
+        assert two["items"].tolist() == list(range(27))
+        torch.testing.assert_close(two["scores"], one["scores"], rtol=1e-5, atol=1e-7)
+        assert two["usage"].tolist() == one["usage"].tolist()
+        assert int(two["usage"].sum()) == 27 * 8 * 8  # every code of every test slice, once
+
+
+@pytest.mark.parametrize("case", [*EQUAL, "moving", "unbroken", "resumed"])
+def test_processes_never_drift_apart(case: str, result: Any) -> None:
+    first, second = (result(case, rank)["weights"] for rank in range(2))
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    assert all(torch.isfinite(v).all() for v in first.values())
+
+
+def test_kmeans_starts_from_the_first_process_on_both(result: Any) -> None:
+    first, second = (result("kmeans", rank) for rank in range(2))
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    assert bool(first["initialised"])
+    assert first["embedding"].abs().max() < 60, "k-means of rank 0's vectors (about 0), then 1 % towards all (0 and 100)"
+
+
+def test_dead_codes_are_revived_with_vectors_of_the_first_process(result: Any) -> None:
+    first, second = (result("revived", rank) for rank in range(2))
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    known = vectors(0)[0].flatten(1).T
+    distance = torch.cdist(first["embedding"], known).min(1).values
+    dead = first["cluster_size"] == 1  # what a revived code is given
+    assert dead.any()
+    assert distance[dead].max() == 0
+
+
+def test_resumed_pair_ends_bit_for_bit_where_the_unbroken_one_did(result: Any, pair: Path) -> None:
+    for rank in range(2):
+        resumed, unbroken = result("resumed", rank), result("unbroken", rank)
+        assert all(torch.equal(v, unbroken["weights"][k]) for k, v in resumed["weights"].items())
+        assert resumed["val"] == unbroken["val"]
+        assert resumed["test"] == unbroken["test"]
+    for key in ("train/loss", "val/ssim"):
+        assert curve(pair / "killed", key) == curve(pair / "unbroken", key)

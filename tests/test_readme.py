@@ -1,0 +1,293 @@
+"""The README does what it says: its commands run, its keys, paths, files, figures and code exist."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import layouts
+import pytest
+import typer
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from typer.testing import CliRunner
+
+from mri_synth import config
+from mri_synth.cli import app
+from mri_synth.errors import ConfigError
+from mri_synth.overrides import admit_unknown
+from mri_synth.run import run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+FOLDER = "outputs/RUN"  # how the README writes a run folder
+TRAIN = ["python", "-m", "mri_synth.run"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Every command of a shell block, and what a console block types, in words."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines += [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+COMMANDS = commands()
+TYPED = [shlex.split(line[2:]) for block in blocks("console") for line in block.splitlines() if line[:2] == "$ "]
+RUNS = [words[3:] for words in COMMANDS if words[:3] == TRAIN and words not in TYPED]
+VERBS = [words[1:] for words in COMMANDS if words[0] == "mri-synth"]
+PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+QUOTED = [quote for span in re.findall(r"`([^`]+)`", PROSE) for quote in span.split()]
+
+# What makes a run small enough for a test, whatever it is about.
+SMALL = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.pictures=2",
+         "trainer.limit_test_batches=1", "trainer.progress=false", "trainer.log_every_steps=1", "data.size=32",
+         "data.batch_size=4", "model.hidden_channels=8", "model.res_blocks=1", "model.codebook_size=16",
+         "model.codebook_dim=8", "model.warmup_steps=0"]  # fmt: skip
+# Only composed and checked: they need several processes, a GPU, a cluster or a key, and have tests of their own.
+ONLY_CHECKED = re.compile(r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher")
+
+
+def test_every_command_is_of_a_kind_that_is_tested():
+    assert len(RUNS) > 20
+    assert {words[0] for words in COMMANDS} <= {"python", "mri-synth", "make", "export", "wandb"}
+    assert all(words[:2] == ["python", "-m"] for words in COMMANDS if words[0] == "python")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder in which the checkpoints that the README names exist."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / FOLDER).mkdir(parents=True)
+    (tmp_path / FOLDER / "best.ckpt").touch()
+    return tmp_path
+
+
+def jobs(words: list[str]) -> list[list[str]]:
+    """The jobs of a sweep; of another command itself."""
+    overrides = OverridesParser.create().parse_overrides([w for w in words if w != "-m"])
+    choices = [[f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override()
+               else [o.input_line] for o in overrides]  # fmt: skip
+    return [list(job) for job in itertools.product(*choices)]
+
+
+@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+def test_every_run_is_a_right_configuration(words, here, compose):
+    assert ("-m" in words) == (len(jobs(words)) > 1)
+    for job in jobs(words):
+        config.check(compose(*job, return_hydra_config=True))
+
+
+def test_the_mistakes_are_answered_as_shown(compose):
+    (block,) = blocks("console")
+    typed, _, answer = block.partition("\n")
+    words = shlex.split(typed[2:])[3:]
+    with pytest.raises(ConfigError, match="4 mistakes") as caught:
+        config.check(compose(*admit_unknown(words)))
+    assert str(caught.value).splitlines() == answer.splitlines()
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_every_verb_and_option_exists(words):
+    verb = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    assert {w for w in words if w.startswith("-")} <= {o for p in verb.params for o in p.opts}
+
+
+def test_every_other_command_exists():
+    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    made = [words[1] for words in COMMANDS if words[0] == "make"]
+    assert set(made) | set(re.findall(r"`make ([a-z-]+)`", README)) <= set(targets)
+    names = [w.removeprefix("NAME=") for words in COMMANDS for w in words if w.startswith("NAME=")]
+    assert all((ROOT / f"benchmarks/{name}.py").is_file() for name in names)
+    from wandb.cli.cli import cli
+
+    assert {words[1] for words in COMMANDS if words[0] == "wandb"} <= set(cli.commands)
+
+
+def test_every_file_that_is_named_exists():
+    tops = {p.name for p in ROOT.iterdir()}
+    named = [q for q in QUOTED if q.split("/")[0] in tops - {"outputs"} and re.fullmatch(r"[\w./-]+", q)]
+    named += [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    anchors = {re.sub(r"\W+", "-", title.lower()) for title in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+
+
+def test_every_key_that_is_named_exists(compose):
+    known = set()
+    for group in ("model", "data", "trainer", "logger"):
+        for name in config.choices(group):
+            known |= {key for key, _ in flat(compose(f"{group}={name}")[group], group)}
+    named = {q.split("=")[0] for q in QUOTED if re.match(r"(model|data|trainer|logger)\.[a-z]", q)}
+    assert len(named) > 5
+    assert sorted(named - known) == []
+
+
+def flat(node: DictConfig, prefix: str) -> list[tuple[str, object]]:
+    items = [(f"{prefix}.{key}", value) for key, value in node.items()]
+    return items + [pair for key, value in items if isinstance(value, DictConfig) for pair in flat(value, key)]
+
+
+def test_the_numbers_of_the_protocol_and_of_bench_v1_are_those_of_the_code(compose):
+    from mri_synth.data.simulate import BENCH_V1
+    from mri_synth.metrics.scores import PROTOCOLS
+
+    text = " ".join(README.split())
+    protocol = "Gaussian window 11 (sd 1.5), K1 0.01, K2 0.03, data range 1 on [0, 1]"
+    assert protocol in text
+    assert protocol in PROTOCOLS["ssim"]
+    data = compose().data
+    said = (f"{' / '.join(map(str, BENCH_V1.subjects))} subjects, {BENCH_V1.slices} axial slices each, "
+            f"{data.size}x{data.size}, {data.contrasts[0]}, white-matter SNR {BENCH_V1.snr:g}, random deformations of "
+            f"{BENCH_V1.deform_sd_mm:g} mm sd, bias field of {BENCH_V1.bias_percent:g} %")  # fmt: skip
+    assert said in text
+    low, high = data.intensity.percentiles
+    assert f"at the {low:g}th percentile (white at the {high:g}th)" in text
+
+
+def test_pictures_are_small_and_said_to_be_simulated():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(pictures) >= 3
+    assert all((ROOT / p).stat().st_size < 300_000 for p in pictures)
+    assert README.count("*SIMULATED") >= 2
+    assert README.count("\n") <= 260
+
+
+# -- slow: the commands for real, in a small form -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that was started as the README says, with its default logger."""
+    base = tmp_path_factory.mktemp("readme")
+    words = [*RUNS[0], *SMALL, "data.subjects=[3,2,2]"]
+    done = subprocess.run([sys.executable, *TRAIN[1:], *words], cwd=base, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (base / "outputs").iterdir()
+    assert "report.html" in done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Small data sets at the paths that the README uses; returns the same words with these paths."""
+    my = tmp_path / "my"
+    layouts.oasis_png(my / "data/oasis")
+    layouts.oasis_volumes(my / "volumes/oasis")
+    layouts.ixi(my / "data/ixi")
+    layouts.brats(my / "data/brats", cases=(1, 2, 3))
+    layouts.bids(my / "bids")
+    layouts.pictures(my / "pictures", {"glioma": 60, "none": 60})
+    for n in range(1, 6):
+        layouts.dicom(my / f"dicom/patient{n:02d}/series1", f"P{n}", seed=n)
+        for k in (1, 2):
+            layouts.nifti(my / f"niftis/s{n:02d}_T{k}.nii.gz", 10 * n + k)
+    rows = "".join(f"s{n:02d}_T{k}.nii.gz,p{n}\n" for n in range(1, 6) for k in (1, 2))
+    layouts.text(my / "subjects.csv", "file,subject\n" + rows)
+
+    def moved(words: list[str]) -> list[str]:
+        volumes = "data=oasis" in words and "data.split.by=subject" in words
+        monkeypatch.setenv("MRI_SYNTH_DATA", str(my / ("volumes" if volumes else "data")))
+        return [w.replace("=/my/", f"={my}/") for w in words]
+
+    return moved
+
+
+def small_form(words: list[str]) -> list[str]:
+    """A run of seconds; a resumed one keeps its own settings."""
+    if any(w.startswith("resume=") for w in words):
+        return [*words, "trainer.max_epochs=2"]
+    on_phantoms = not any(re.match(r"experiment=|data=(?!phantom)", w) for w in words)
+    return [*words, *SMALL, *(["data.subjects=[3,2,2]"] if on_phantoms else []),
+            *([] if "logger=csv" in words else ["logger=csv"])]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [w for w in RUNS if not any(map(ONLY_CHECKED.match, w))], ids=" ".join)
+def test_every_run_runs(words, finished, data, tmp_path, compose, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copied = shutil.copytree(finished, tmp_path / FOLDER)
+    words = small_form(data(words))
+    folder = tmp_path / "new"
+    cfg = compose(*words)
+    value = run(cfg, folder, words)
+    if cfg.task in ("check", "plan"):
+        assert value is None
+        assert not folder.exists()
+        return
+    results = json.loads(((copied if cfg.resume else folder) / "results.json").read_text())
+    assert results["status"] == "finished"
+    assert value == pytest.approx(results["metrics"]["test/ssim" if cfg.task == "test" else "best/val/ssim"])
+
+
+@pytest.mark.slow
+def test_the_run_folder_holds_what_is_said_and_nothing_else(finished):
+    table = README.partition("| file | what |")[2].partition("\n\n")[0]
+    said = {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)}
+    assert {p.name for p in finished.iterdir() if not p.name.startswith(".")} == said
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_vqvae_phantom_s0", finished.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_every_verb_runs(words, finished, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, tmp_path / FOLDER)
+    layouts.nifti(tmp_path / "sub-01_T1w.nii.gz", 5)
+    small = ["data.size=32"] if words[0] == "describe" else []
+    done = CliRunner().invoke(app, [*data(words), *small], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    if "-o" in words:
+        assert (tmp_path / words[words.index("-o") + 1]).stat().st_size > 500
+
+
+# -- the code blocks, as modules of their own -----------------------------------------------------------------------
+
+IMPORTS = """from __future__ import annotations
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from annotated_types import Ge
+from torch import Tensor
+from torch.optim import Optimizer
+from mri_synth.data.base import MRIDataModule
+from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.scan import Scan
+from mri_synth.losses.reconstruction import l1
+from mri_synth.models.base import SynthModule
+from mri_synth.networks.autoencoder import Decoder, Encoder
+
+"""
+
+
+@pytest.mark.slow
+def test_the_method_and_the_data_set_of_the_readme_work(tmp_path, compose, monkeypatch):
+    from mri_synth.models.base import load_model
+
+    method, data_set = blocks("python")
+    (tmp_path / "readme_method.py").write_text(IMPORTS + method)
+    (tmp_path / "readme_data.py").write_text(IMPORTS + data_set)
+    monkeypatch.syspath_prepend(tmp_path)
+    for n in range(1, 6):
+        layouts.nifti(tmp_path / f"mri/s{n}_T1.nii.gz", n)
+    cfg = compose("logger=csv", *(w for w in SMALL if not w.startswith(("model.", "data."))), "trainer.max_epochs=2")
+    cfg.model = OmegaConf.create({"_target_": "readme_method.Autoencoder", "width": 8, "lr": 1e-3})
+    cfg.data = OmegaConf.create({"_target_": "readme_data.Study", "root": str(tmp_path / "mri"), "size": 32})
+    OmegaConf.set_struct(cfg, False)
+    assert run(cfg, tmp_path / "run", []) == pytest.approx(
+        json.loads((tmp_path / "run/results.json").read_text())["metrics"]["best/val/ssim"]
+    )
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Mean absolute difference of pixel intensities" in page
+    assert type(load_model(tmp_path / "run/best.ckpt")).__name__ == "Autoencoder"
+    assert len({r.split(",")[1] for r in (tmp_path / "run/split.csv").read_text().splitlines()[1:]}) == 5
