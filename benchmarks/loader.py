@@ -1,9 +1,12 @@
 """Our loader against MONAI's CacheDataset and DataLoader: `python -m benchmarks.loader`.
 
 Both deliver the same slices in the same order as float32 (64, 1, 128, 128); what arrives is compared before anything
-is timed. MONAI is given its best worker count (0, 1 or 2, found first) and plain tensors, which are faster than its
-MetaTensors. Augmented: left-right flip, affine (rotation, shift, zoom) and intensity (gain, gamma) of the same ranges,
-MONAI's slice by slice in its workers, ours a batch at a time as in `MRIDataModule.on_after_batch_transfer`.
+is timed. MONAI's items are dictionaries with what our `Batch` holds beside the image (index, label, slice, age,
+subject, contrast, sex, site). A second figure, `image_only`, is against MONAI delivering bare images: the least that
+can be done, one copy of what is cached as float32. MONAI gets its best worker count (0, 1 or 2, found first) and plain
+tensors, which are faster than its MetaTensors. Augmented: left-right flip, affine (rotation, shift, zoom) and intensity
+(gain, gamma) of the same ranges, MONAI's slice by slice in its workers, ours a batch at a time as in
+`MRIDataModule.on_after_batch_transfer`.
 
 Then, each in a fresh process: how soon the first batch comes from a store that stands, and how much memory two
 data sets take.
@@ -19,9 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,69 +31,26 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, set_track_meta
 from monai.data import DataLoader as MonaiLoader
-from monai.transforms import Compose, RandAdjustContrast, RandAffine, RandFlip, RandScaleIntensity, Transform
-from numpy.typing import NDArray
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandScaleIntensityd,
+    Transform,
+)
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.common import alternate, speedup, store
+from benchmarks.noise import PER_SUBJECT, our_data, smooth
 from mri_synth.data.augment import augment
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch
-from mri_synth.data.prepare import Preparation
-from mri_synth.data.settings import AugmentSettings, SplitSettings
-from mri_synth.data.store import Prepared, Store, open_or_build
+from mri_synth.data.sampler import EpochBatches
+from mri_synth.data.settings import AugmentSettings
 
-PER_SUBJECT = 100
 AUGMENT = AugmentSettings(flip=0.5, rotate_deg=10.0, translate=0.05, scale=0.1, gain=0.1, gamma=0.2)
-
-
-@lru_cache(maxsize=2)
-def smooth(subject: int, size: int) -> NDArray[np.float32]:
-    """The slices of one subject: (100, size, size) smooth noise in [-1, 1]."""
-    noise = np.random.default_rng([7, subject]).standard_normal((PER_SUBJECT, 16, 16), np.float32)
-    weights = np.maximum(0, 1 - np.abs(np.linspace(0, 15, size)[:, None] - np.arange(16))).astype(np.float32)
-    return np.clip(0.5 * (weights @ noise @ weights.T), -1, 1).astype(np.float32)
-
-
-@dataclass(kw_only=True, eq=False)
-class SmoothNoise(MRIDataModule):
-    """A data module over a store of smooth noise; only the preparation of files is left out.
-
-    Attributes:
-        items: training slices; validation has one subject more.
-    """
-
-    items: int = 2_000
-
-    def _open(self) -> Store:
-        if self._store is None:
-            assert self.cache is not None
-            self._scans, self._classes = [], ()
-            self._preparation = Preparation(("T1",), self.plane, self.size, self.fit, None, self.slices, self.intensity)
-            self._store = open_or_build(Path(self.cache), f"smooth-{self.size}-{self.items}", self.size, self._subjects)
-        return self._store
-
-    def _subjects(self) -> Iterator[Prepared]:
-        subjects = -(-self.items // PER_SUBJECT)
-        for subject in range(subjects + 1):
-            images = smooth(subject, self.size)[: self.items - subject * PER_SUBJECT if subject < subjects else None]
-            n = len(images)
-            columns: dict[str, NDArray[Any]] = {
-                "slice": np.arange(n), "position_mm": np.arange(n), "label": np.full(n, -1), "foreground": np.ones(n),
-            }  # fmt: skip
-            about = {"subject": f"{subject:05d}", "session": "", "label": None, "age": None, "sex": None, "site": None,
-                     "split": "train" if subject < subjects else "val", "path": f"{subject:05d}",
-                     "spacing_mm": [1.0, 1.0]}  # fmt: skip
-            yield Prepared({"T1": images}, columns, about, [])
-
-
-def our_data(cache: str, items: int, size: int, batch: int) -> MRIDataModule:
-    """The data module, set up as `mri_synth.run` does it."""
-    data = SmoothNoise(cache=cache, items=items, size=size, batch_size=batch, split=SplitSettings(by="given"))
-    data.prepare_data()
-    data.setup()
-    return data
 
 
 class ReadSlice(Transform):
@@ -105,21 +63,29 @@ class ReadSlice(Transform):
         return torch.from_numpy(smooth(item // PER_SUBJECT, self.size)[item % PER_SUBJECT][None].copy())
 
 
+class ReadItem(ReadSlice):
+    """The same with what our batches tell of an item."""
+
+    def __call__(self, item: int) -> dict[str, Any]:  # type: ignore[override]
+        return {"image": super().__call__(item), "index": item, "label": -1, "slice": item % PER_SUBJECT, "age": np.nan,
+                "subject": f"{item // PER_SUBJECT:05d}", "contrast": "T1", "sex": "", "site": ""}  # fmt: skip
+
+
 def monai_augmentation(size: int) -> list[Any]:
     """MONAI's transforms of the ranges in `AUGMENT`."""
     a = AUGMENT
     return [
-        RandFlip(prob=a.flip, spatial_axis=1),
-        RandAffine(prob=1.0, rotate_range=float(np.deg2rad(a.rotate_deg)), translate_range=a.translate * size,
-                   scale_range=a.scale, mode="bilinear", padding_mode="zeros"),
-        RandScaleIntensity(factors=a.gain, prob=1.0),
-        RandAdjustContrast(prob=1.0, gamma=(1 / (1 + a.gamma), 1 + a.gamma)),
+        RandFlipd("image", prob=a.flip, spatial_axis=1),
+        RandAffined("image", prob=1.0, rotate_range=float(np.deg2rad(a.rotate_deg)), translate_range=a.translate * size,
+                    scale_range=a.scale, mode="bilinear", padding_mode="zeros"),
+        RandScaleIntensityd("image", factors=a.gain, prob=1.0),
+        RandAdjustContrastd("image", prob=1.0, gamma=(1 / (1 + a.gamma), 1 + a.gamma)),
     ]  # fmt: skip
 
 
-def monai_loader(cached: CacheDataset, order: DataLoader[Batch], workers: int) -> MonaiLoader:
+def monai_loader(cached: CacheDataset, batches: Any, workers: int) -> MonaiLoader:
     """MONAI's loader over its cache, in the order of ours."""
-    return MonaiLoader(cached, batch_sampler=order.batch_sampler, num_workers=workers, persistent_workers=workers > 0)
+    return MonaiLoader(cached, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)
 
 
 def run_through(loader: Any) -> Callable[[], None]:
@@ -142,21 +108,24 @@ def run_through_augmented(data: MRIDataModule, loader: DataLoader[Batch]) -> Cal
     return once
 
 
-def best_workers(cached: CacheDataset, order: DataLoader[Batch], choices: Sequence[int]) -> tuple[int, dict[str, float]]:
-    """The fastest worker count, and the seconds of a pass with each."""
-    loaders = {str(w): monai_loader(cached, order, w) for w in choices}
+def best_workers(cached: CacheDataset, batch: int) -> tuple[int, dict[str, float]]:
+    """The fastest of 0, 1 and 2 workers, and images per second with each, over the first 512 items."""
+    items = min(512, len(cached))
+    loaders = {str(w): monai_loader(cached, EpochBatches(items, batch, shuffle=True), w) for w in (0, 1, 2)}
     seconds = alternate({w: run_through(loader) for w, loader in loaders.items()}, passes=3, warmup=1)
-    shortest = {w: min(s) for w, s in seconds.items()}
-    return int(min(shortest, key=lambda w: shortest[w])), {w: round(s, 4) for w, s in shortest.items()}
+    speed = {w: round(items / min(s)) for w, s in seconds.items()}
+    return int(max(speed, key=lambda w: speed[w])), speed
 
 
 def largest_difference(ours: DataLoader[Batch], peer: MonaiLoader) -> float:
     """Largest difference of two loaders' pixels over a whole pass; their shapes and lengths must agree."""
     largest = 0.0
     for mine, theirs in zip(ours, peer, strict=True):
-        assert mine.image.shape == theirs.shape, (mine.image.shape, theirs.shape)
-        assert mine.image.dtype == theirs.dtype == torch.float32, (mine.image.dtype, theirs.dtype)
-        largest = max(largest, float((mine.image - theirs).abs().max()))
+        assert mine.image.shape == theirs["image"].shape, (mine.image.shape, theirs["image"].shape)
+        assert mine.image.dtype == theirs["image"].dtype == torch.float32
+        assert torch.equal(mine.index, theirs["index"])
+        assert list(mine.subject) == theirs["subject"]
+        largest = max(largest, float((mine.image - theirs["image"]).abs().max()))
     return largest
 
 
@@ -164,26 +133,35 @@ def compare(cache: str, items: int, size: int, batch: int, passes: int) -> dict[
     """Both loaders in alternating passes, plain and augmented."""
     data = our_data(cache, items, size, batch)
     loader = data.train_dataloader()
-    count, images = len(loader), len(loader) * batch
-    result: dict[str, Any] = {"images_per_pass": images, "batch_size": batch, "size": size}
-    for kind, random_part in (("plain", []), ("augmented", monai_augmentation(size))):
-        cached = CacheDataset(range(items), Compose([ReadSlice(size), *random_part]), progress=False)
-        if kind == "plain":
-            difference = largest_difference(loader, monai_loader(cached, loader, 0))
-            assert difference <= 0.5 / 32767 + 1e-7, f"the two deliver different pixels: {difference}"
-            result["largest_difference"] = difference
-        workers, tried = best_workers(cached, loader, (0, 1, 2))
-        ours = run_through(loader) if kind == "plain" else run_through_augmented(data, loader)
-        seconds = alternate({"ours": ours, "monai": run_through(monai_loader(cached, loader, workers))}, passes, 1)
-        result |= {
-            f"speedup_{kind}": round(speedup(seconds, "ours", "monai"), 2),
-            f"ms_per_batch_{kind}": {k: round(1e3 * median(s) / count, 3) for k, s in seconds.items()},
-            f"images_per_s_{kind}": {k: round(images / median(s)) for k, s in seconds.items()},
-            f"spread_{kind}": {k: [round(1e3 * f(s) / count, 3) for f in (min, max)] for k, s in seconds.items()},
-            f"monai_workers_{kind}": workers,
-            f"monai_s_per_pass_by_workers_{kind}": tried,
-        }
-    return result
+    plain = CacheDataset(range(items), ReadItem(size), progress=False)
+    images = CacheDataset(range(items), ReadSlice(size), progress=False)
+    augmented = CacheDataset(range(items), Compose([ReadItem(size), *monai_augmentation(size)]), progress=False)
+    difference = largest_difference(loader, monai_loader(plain, loader.batch_sampler, 0))
+    assert difference <= 0.5 / 32767 + 1e-7, f"the two deliver different pixels: {difference}"
+    count = len(loader)
+    result: dict[str, Any] = {"batch_size": batch, "size": size, "images_per_pass": count * batch,
+                              "largest_difference": difference, "monai_workers": {},
+                              "monai_images_per_s_by_workers": {}}  # fmt: skip
+
+    def peer(kind: str, cached: CacheDataset) -> Callable[[], None]:
+        workers, speed = best_workers(cached, batch)
+        result["monai_workers"][kind], result["monai_images_per_s_by_workers"][kind] = workers, speed
+        return run_through(monai_loader(cached, loader.batch_sampler, workers))
+
+    seconds = alternate({"plain": run_through(loader), "monai_plain": peer("plain", plain),
+                         "monai_image_only": peer("image_only", images)}, passes, 1)  # fmt: skip
+    seconds |= alternate({"augmented": run_through_augmented(data, loader),
+                          "monai_augmented": peer("augmented", augmented)}, passes, 1)  # fmt: skip
+    return result | {
+        "speedup_plain": round(speedup(seconds, "plain", "monai_plain"), 2),
+        "speedup_plain_image_only": round(speedup(seconds, "plain", "monai_image_only"), 2),
+        "speedup_augmented": round(speedup(seconds, "augmented", "monai_augmented"), 2),
+        "s_per_pass": {name: round(median(s), 5) for name, s in seconds.items()},
+        "images_per_s": {name: round(count * batch / median(s)) for name, s in seconds.items()},
+        "ms_per_batch_least_and_most": {
+            name: [round(1e3 * f(s) / count, 3) for f in (min, max)] for name, s in seconds.items()
+        },
+    }
 
 
 def first_batch(cache: str, items: int, size: int, batch: int) -> float:
@@ -195,15 +173,18 @@ def first_batch(cache: str, items: int, size: int, batch: int) -> float:
 
 def memory_growth(what: str, cache: str, items: int, size: int, batch: int) -> float:
     """MiB by which this process's resident memory peaks above its start, over set-up and one pass (Linux)."""
-    if what == "ours":
-        our_data(cache, PER_SUBJECT, size, batch)  # the store code, warm
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+
+    def use(count: int) -> None:
+        if what == "ours":
+            run_through(our_data(cache, count, size, batch).train_dataloader())()
+        else:
+            cached = CacheDataset(range(count), ReadSlice(size), progress=False)
+            run_through(MonaiLoader(cached, batch_size=batch, shuffle=True))()
+
+    use(PER_SUBJECT)  # what is loaded and started on first use
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     start = _memory("VmRSS")
-    if what == "ours":
-        run_through(our_data(cache, items, size, batch).train_dataloader())()
-    else:
-        cached = CacheDataset(range(items), Compose([ReadSlice(size)]), progress=False)
-        run_through(MonaiLoader(cached, batch_size=batch, shuffle=True))()
+    use(items)
     return _memory("VmHWM") - start
 
 
@@ -241,8 +222,7 @@ def main() -> None:
         result = {"peer": "MONAI CacheDataset, DataLoader", **compare(cache, items, size, batch, passes)}
         for n in (PER_SUBJECT, *sizes):
             our_data(cache, n, size, batch)
-        result["first_batch_s"] = round(median(in_fresh_process("first", cache, sizes[-1], size, batch)
-                                               for _ in range(3)), 3)  # fmt: skip
+        result["first_batch_s"] = round(in_fresh_process("first", cache, sizes[-1], size, batch), 3)
         result["memory_growth_mib"] = {
             what: {n: round(in_fresh_process(what, cache, n, size, batch), 1) for n in sizes}
             for what in ("ours", "monai")

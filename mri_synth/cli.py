@@ -49,13 +49,14 @@ def reconstruct(
     checkpoint: Annotated[Path, typer.Argument(help="outputs/<run>/best.ckpt")],
     source: Annotated[Path, typer.Argument(help="NIfTI file, DICOM series folder, or picture")],
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write")],
+    series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where the folder holds several")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="slices at a time")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ) -> None:
     """A volume through a model and back: every slice, in the source's grid, shape, type and units."""
     from mri_synth.reconstruct import reconstruct as work
 
-    typer.echo(work(checkpoint, source, output, batch_size=batch_size, device=device))
+    typer.echo(work(checkpoint, source, output, series=series, batch_size=batch_size, device=device))
 
 
 def main() -> None:

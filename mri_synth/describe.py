@@ -69,7 +69,7 @@ def describe(data: MRIDataModule, output: Path) -> Path:
         UserError: if the data cannot be used or the page cannot be written.
     """
     data.prepare_data()
-    data.setup()
+    data.setup("look")
     return html.write(build(gather(data)), output)
 
 
@@ -90,7 +90,7 @@ def gather(data: MRIDataModule) -> Description:
             "split": _settings(data.split),
         },
         rows=data.manifest,
-        split_note=BLOCKS.format(data.split.block_size) if data.split.by == "block" else "",
+        split_note=_split_note(data),
         leaks=list(data.leaks),
     )
     counts: dict[str, dict[str, NDArray[np.int64]]] = defaultdict(dict)
@@ -114,6 +114,13 @@ def gather(data: MRIDataModule) -> Description:
     _gather_views(data, found)
     _gather_sheets(data, found)
     return found
+
+
+def _split_note(data: MRIDataModule) -> str:
+    notes = [BLOCKS.format(data.split.block_size)] if data.split.by == "block" else []
+    empty = [split for split in ("train", "val") if not len(data.view(split))]
+    notes += [f"Not enough to train on: nothing is in {' and '.join(empty)}."] if empty else []
+    return " ".join(notes)
 
 
 def _known_first(item: tuple[int, int]) -> tuple[bool, int]:

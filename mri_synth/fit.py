@@ -20,7 +20,7 @@ from mri_synth.data.base import MRIDataModule
 from mri_synth.data.split import write_manifest
 from mri_synth.metrics.references import NOTES, references
 from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, summarise
-from mri_synth.models.base import SynthModule, read_checkpoint
+from mri_synth.models.base import SynthModule, initialise_from, read_checkpoint
 from mri_synth.report import explain, write_report
 from mri_synth.trainer import Throughput
 
@@ -58,13 +58,7 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
     else:
         best = Path(cfg.ckpt)
     trainer.strategy.barrier("fit")
-    content = read_checkpoint(best)
-    mine = f"{type(model).__module__}.{type(model).__name__}"
-    if content["mri_synth"]["target"] != mine:
-        from mri_synth.errors import UserError
-
-        raise UserError(f"ckpt={best}: a checkpoint of {content['mri_synth']['target']}, the model here is {mine}")
-    model.load_state_dict(content["state_dict"])
+    content = initialise_from(model, best, "ckpt")
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     if cfg.task == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
         metrics[f"best/{model.monitor[0]}"] = content["callbacks"]["Checkpoints"]["best"]

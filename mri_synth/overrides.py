@@ -68,8 +68,15 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Any], list[str]]:
             parsed += parser.parse_overrides([word])
         except OverrideParseException as error:
             reason = str(error).splitlines()[0]
-            problems.append(f"{word}: cannot be read ({reason}); in a shell, put quotes round it: '{word}'")
+            problems.append(f"{word}: cannot be read ({reason}); in a shell, put quotes round it: '{_quoted(word)}'")
     return parsed, problems
+
+
+def _quoted(word: str) -> str:
+    """The word with quotes of Hydra's own round a plain value, which brackets, "=" and the like need."""
+    key, _, value = word.partition("=")
+    plain = bool(value) and value[0] not in "[{\"'" and '"' not in value
+    return f'{key}="{value}"' if plain else word
 
 
 def _wrong_choice(override: Any) -> str:

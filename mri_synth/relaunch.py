@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mri_synth.errors import UserError
 
@@ -52,6 +52,26 @@ def shared_folder(own: Path, given: bool) -> Path:
     return own
 
 
+def goes_on(folder: Path) -> bool:
+    """Whether this is a job of submitit that was preempted, queued again, and can go on from its checkpoint.
+
+    Args:
+        folder: of the run; the job's number is noted in it.
+
+    Returns:
+        True when the same job began in this folder before and left last.ckpt.
+    """
+    if "SUBMITIT_EXECUTOR" not in os.environ or is_further_process():
+        return False
+    names = ("SUBMITIT_LOCAL_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_ID")
+    job = "-".join(os.environ.get(n, "") for n in names)  # requeueing keeps them; a sweep started anew has others
+    note = folder / ".hydra" / "job"
+    before = note.read_text() if note.exists() else None
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(job)
+    return before == job and (folder / "last.ckpt").is_file() and (folder / "config.yaml").is_file()
+
+
 @contextmanager
 def relaunchable(folder: Path, overrides: list[str]) -> Iterator[None]:
     """While this lasts, starting the program again does this very job in this very folder.
@@ -74,8 +94,7 @@ def relaunchable(folder: Path, overrides: list[str]) -> Iterator[None]:
     argv, spec, before = sys.argv, main.__spec__, {name: os.environ.get(name) for name in _OURS}
     words = list(overrides)
     if HydraConfig.initialized():
-        hydra_cfg = HydraConfig.instance().cfg
-        assert hydra_cfg is not None
+        hydra_cfg: Any = HydraConfig.instance().cfg
         sources = hydra_cfg.hydra.runtime.config_sources
         words += [f"--config-dir={s.path}" for s in sources if s.provider == "command-line"]
         OmegaConf.set_readonly(hydra_cfg.hydra, False)
@@ -126,7 +145,7 @@ def ended_together(trainer: pl.Trainer) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 child.kill()
         if (mine or not failed) and dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()  # else a process may abort at its exit, and a sweep's next job finds this group
+            dist.destroy_process_group()  # else a process may abort at its exit, and a sweep's next job find this
         for empty in Path(trainer.default_root_dir).glob("train_ddp_process_*.log"):
             if not empty.stat().st_size:
                 empty.unlink()

@@ -70,7 +70,10 @@ def _hydra(cfg: DictConfig) -> float | None:
     sweep, words = settings.mode == RunMode.MULTIRUN, list(settings.overrides.task)
     try:
         given = sweep or any(w.startswith("hydra.run.dir=") for w in settings.overrides.hydra)
-        return run(cfg, relaunch.shared_folder(Path(settings.runtime.output_dir), given or bool(cfg.resume)), words)
+        folder = relaunch.shared_folder(Path(settings.runtime.output_dir), given or bool(cfg.resume))
+        if cfg.task == "fit" and relaunch.goes_on(folder):
+            cfg.resume, words = str(folder), [f"resume={folder}"]
+        return run(cfg, folder, words)
     except UserError as error:
         if sweep:  # the launcher records it; a SystemExit would end the sweep
             log.error("job %s failed: %s", settings.job.num, error)
@@ -78,7 +81,7 @@ def _hydra(cfg: DictConfig) -> float | None:
         relaunch.let_first_process_speak()
         _end(str(error), 2)
     except Exception as error:
-        if type(error).__name__ != "Interrupted" or sweep:
+        if type(error).__name__ != "Interrupted":
             raise
         relaunch.let_first_process_speak()
         _end(str(error), 130)
@@ -104,7 +107,8 @@ def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
             cfg = resumed_config(cfg, folder, overrides)
         config.check(cfg)
     except UserError:
-        outputs.discard_unused(folder, cfg.get("task") == "check")
+        if not cfg.get("resume") or (folder / ".hydra").is_dir():  # else it is the user's own folder
+            outputs.discard_unused(folder, cfg.get("task") == "check")
         raise
     if cfg.task == "check":
         log.info("the configuration is right: model=%s data=%s", _name(cfg.model), _name(cfg.data))
@@ -189,8 +193,9 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     from mri_synth.callbacks.loggers import TidyCSV
 
     relaunch.hush()
-    for text in (".*your dataloader is not resumable", ".*LeafSpec", ".*does not have many workers"):
-        warnings.filterwarnings("ignore", text)  # not so here: the data module's state resumes it; batches are read whole
+    # not so here: the data module's state resumes it; batches are read whole; what is logged is the same on all ranks
+    for text in ("your dataloader is not resumable", "LeafSpec", "does not have many workers", "sync_dist=True"):
+        warnings.filterwarnings("ignore", f".*{text}")
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     data: MRIDataModule = instantiate(cfg.data, _convert_="all")
     data.seed = cfg.seed

@@ -15,13 +15,16 @@ import lightning.pytorch as pl
 import torch
 from hydra import compose, initialize_config_dir
 
+from mri_synth.data.batch import Batch
+from mri_synth.errors import UserError
+from mri_synth.models.vqvae import VQVAE
 from mri_synth.networks.quantizer import VectorQuantizer
 from mri_synth.run import build
 
 BATCH = 4
-# 9 slices a subject: 36 train (4 steps at 8), 9 val (8 + 1: one process has nothing left), 27 test (3 x 8 + 3: 2 and 1)
+# 9 slices a subject: 36 train (4 steps at 8), 27 val (3 x 8 + 3: 2 and 1), 9 test (8 + 1: nothing is left for one process)
 SMALL = [
-    "data.subjects=[4,1,3]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu", "trainer.precision=32-true",
+    "data.subjects=[4,3,1]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu", "trainer.precision=32-true",
     "trainer.max_epochs=2", "trainer.log_every_steps=1", "trainer.pictures=0", "trainer.progress=false",
     "model.hidden_channels=16", "model.res_blocks=1", "model.codebook_size=16", "model.codebook_dim=8",
     "model.warmup_steps=2", "model.lambda_ssim=0",
@@ -40,12 +43,12 @@ CASES = {
 
 
 class Kill(pl.Callback):
-    """Ends a run after so many steps, as a power cut would."""
+    """Ends a run after so many steps, before the next one, as a power cut would."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.steps:
             raise TimeoutError
 
@@ -75,6 +78,24 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
     return out
 
 
+def spoil(folder: Path) -> dict[str, Any]:
+    """A run whose loss is not a number, in the second process alone: what both say, and what is saved."""
+    losses, rank = VQVAE.losses, torch.distributed.get_rank()
+
+    def spoiled(self: VQVAE, batch: Batch) -> dict[str, torch.Tensor]:
+        factor = float("nan") if rank and self.training and self.global_step == 2 else 1.0
+        return {k: v * factor for k, v in losses(self, batch).items()}
+
+    VQVAE.losses = spoiled  # type: ignore[method-assign]
+    try:
+        play("plain", folder, 2)
+    except UserError as error:
+        return {"message": str(error), "batch": torch.load(folder / "nonfinite_batch.pt", weights_only=True)}
+    finally:
+        VQVAE.losses = losses  # type: ignore[method-assign]
+    return {}
+
+
 def vectors(rank: int) -> torch.Tensor:
     """(1, 4, 8, 8), the 64 vectors that this process gives to a quantiser: far from the other's."""
     return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(rank)) + 100 * rank
@@ -83,7 +104,7 @@ def vectors(rank: int) -> torch.Tensor:
 def quantise(kmeans: bool, revive_below: float, decay: float) -> dict[str, torch.Tensor]:
     """One training step of a quantiser of its own on this process's vectors."""
     torch.manual_seed(5)
-    quantizer = VectorQuantizer(8, 4, decay=decay, kmeans_init=kmeans, revive_below=revive_below)
+    quantizer = VectorQuantizer(64, 4, decay=decay, kmeans_init=kmeans, revive_below=revive_below)
     quantizer(vectors(torch.distributed.get_rank()))
     return {k: v.clone() for k, v in quantizer.state_dict().items()}
 
@@ -103,8 +124,9 @@ def main(folder: Path) -> None:
         seconds[case] = time.monotonic() - start
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))
+    keep("spoiled", spoil(folder / "spoiled"))
     keep("kmeans", quantise(kmeans=True, revive_below=0, decay=0.99))
-    keep("revived", quantise(kmeans=False, revive_below=1, decay=0.0))
+    keep("revived", quantise(kmeans=False, revive_below=2.5, decay=0.0))
     (folder / f"seconds.{rank}.json").write_text(json.dumps(seconds))
     torch.distributed.destroy_process_group()
 

@@ -154,7 +154,7 @@ MISTAKES = [
     ("model.lr=-1", r"model\.lr=-1: allowed: a number above 0"),
     ("model.decay=1", r"model\.decay=1: allowed: a number of at least 0 and below 1"),
     ("trainer.max_epochs=0", r"trainer\.max_epochs=0: allowed: a whole number of at least 1"),
-    ("trainer.limit_val_batches=2.0", r"=2\.0: allowed: a whole number of at least 1 or a number above 0 and at most 1"),
+    ("trainer.limit_val_batches=2.0", r"allowed: a whole number of at least 1 or a number above 0 and at most 1"),
     ("trainer.devices=0", r"trainer\.devices=0: allowed: auto or a whole number of at least 1"),
     ("data.split.block_size=0", r"data\.split\.block_size=0: allowed: a whole number of at least 1"),
     ("data.augment.flip=1.5", r"data\.augment\.flip=1\.5: allowed: a number from 0 to 1"),
@@ -167,7 +167,7 @@ MISTAKES = [
     ("data.split.fractions=[0.8,0.1,0.2]", r"data\.split\.fractions=.*: allowed: three shares"),
     ("data.intensity.percentiles=[99,1]", r"data\.intensity\.percentiles=\[99, 1\]: allowed: two increasing numbers"),
     ("data.intensity.range=[9,9]", r"data\.intensity\.range=\[9, 9\]: allowed: two increasing numbers"),
-    ("data.intensity.method=fixed", r"method=fixed: data\.intensity\.range is missing.*data\.intensity\.range=\[0,255\]"),
+    ("data.intensity.method=fixed", r"method=fixed: data\.intensity\.range is missing.*range=\[0,255\]"),
     ("data.slices.start=9 data.slices.stop=2", r"data\.slices\.start=9: lies behind data\.slices\.stop=2"),
     # choices of a value
     ("model.norm=batch", r"model\.norm=batch: allowed: none or group$"),
@@ -184,15 +184,15 @@ MISTAKES = [
     ("ckpt=/", r"ckpt=/: a folder; did you mean ckpt=/best\.ckpt\?"),
     ("init_from=no.ckpt", r"init_from=no\.ckpt: no such file"),
     # targets
-    ("model._target_=mri_synth.models.vqvae.VQVEA", r"there is no VQVEA in mri_synth\.models\.vqvae; did you mean .*VQVAE\?"),
-    ("model._target_=nowhere.X", r"model\._target_=nowhere\.X: cannot be imported \(No module named 'nowhere'\); choose mod"),
+    ("model._target_=mri_synth.models.vqvae.VQVEA", r"there is no VQVEA in .*; did you mean .*VQVAE\?"),
+    ("model._target_=nowhere.X", r"model\._target_=nowhere\.X: cannot be imported \(No module named 'nowhere'\); ch"),
     ("model._target_=VQVAE", r"model\._target_=VQVAE: there is no VQVAE"),
-    ("model._target_=torch.nn.Linear", r"not a subclass of mri_synth\.models\.base\.SynthModule; choose model=NAME; there "),
+    ("model._target_=torch.nn.Linear", r"not a subclass of .*base\.SynthModule; choose mod"),
     ("data._target_=builtins.dict", r"not a subclass of mri_synth\.data\.base\.MRIDataModule"),
     ("model._target_=null", r"model\._target_=null: choose model=NAME; there is: "),
     # what belongs together
     ("data.contrasts=[T1,T1]", r"data\.contrasts=\[T1,T1\]: T1 more than once"),
-    ("data.contrasts=[T1,T9]", r"data\.contrasts=\[T1,T9\]: T9 cannot be simulated; data=phantom has T1, T2, PD, FLAIR"),
+    ("data.contrasts=[T1,T9]", r"=\[T1,T9\]: T9 cannot be simulated; data=phantom has T1, T2, PD, FLAIR"),
     ("data.contrasts=[]", r"data\.contrasts=\[\]: at least one is needed"),
     ("data.snr=10", r"data\.snr=10: it is 30\.0 in bench-v1, and bench-v1 is frozen; use data\.preset=custom"),
     ("data.subjects=[300,2,2]", r"bench-v1 has \[200, 20, 40\], fewer may be taken but not more"),
@@ -278,7 +278,7 @@ def test_a_mistake_builds_nothing_and_leaves_no_folder(compose: Compose, tmp_pat
     folder = tmp_path / "run"
     (folder / ".hydra").mkdir(parents=True)
     (folder / "run.log").touch()
-    with pytest.raises(ConfigError, match="unknown key model.codebok_size"):
+    with pytest.raises(ConfigError, match=r"unknown key model\.codebok_size"):
         run(compose("+model.codebok_size=3"), folder, [])
     assert not folder.exists()
 

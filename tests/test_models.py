@@ -16,7 +16,7 @@ DATA = ["logger=csv", "data.subjects=[6,2,2]", "data.size=32", "data.batch_size=
 # model: (settings for a small one, epochs, metric that must improve, "max" or "min")
 CASES = {
     "vqvae": (["model.hidden_channels=24", "model.codebook_size=64", "model.codebook_dim=16", "model.lr=3e-3",
-               "model.warmup_steps=10"], 16, "val/ssim", "max"),
+               "model.warmup_steps=10", "model.codebook_warmup=10"], 16, "val/ssim", "max"),
 }  # fmt: skip
 
 

@@ -45,6 +45,8 @@ COMMANDS = commands()
 TYPED = [shlex.split(line[2:]) for block in blocks("console") for line in block.splitlines() if line[:2] == "$ "]
 RUNS = [words[3:] for words in COMMANDS if words[:3] == TRAIN and words not in TYPED]
 VERBS = [words[1:] for words in COMMANDS if words[0] == "mri-synth"]
+IN_PROSE = [shlex.split(span)[3:] for span in re.findall(r"`([^`\n]+)`", README)
+            if span.startswith(" ".join(TRAIN)) and "--" not in span]  # fmt: skip
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
 QUOTED = [quote for span in re.findall(r"`([^`]+)`", PROSE) for quote in span.split()]
 
@@ -80,7 +82,7 @@ def jobs(words: list[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices)]
 
 
-@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+@pytest.mark.parametrize("words", RUNS + IN_PROSE, ids=" ".join)
 def test_every_run_is_a_right_configuration(words, here, compose):
     assert ("-m" in words) == (len(jobs(words)) > 1)
     for job in jobs(words):

@@ -181,8 +181,16 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+_SAVE_ONLY = 1
+"""In place of a signal's number, and less than those we listen to."""
+
+
 class StopCleanly(pl.Callback):
-    """Ctrl-C, SIGTERM or Slurm's SIGUSR1: finish the batch, write last.ckpt, raise `Interrupted`. Twice: at once."""
+    """Ctrl-C, SIGTERM or SIGUSR1: finish the batch, write last.ckpt, raise `Interrupted`. Twice: at once.
+
+    In a job of submitit its own handlers have the last word, after the checkpoint: its preemption signal (SIGUSR2)
+    queues the job again, and SIGTERM, which Slurm sends beside it, does not stop the job.
+    """
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -195,48 +203,69 @@ class StopCleanly(pl.Callback):
         """
         self.checkpoints, self.agree_every = checkpoints, agree_every
         self.asked: int | None = None
+        self.requeue = preemption_signal()
+        self._stopping: int | None = None
         self._before: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen from now on (Lightning has set its own handlers by now)."""
+        numbers = {*self.signals, *([self.requeue] if self.requeue else [])}
         try:
-            self._before = {number: signal.signal(number, self._ask) for number in self.signals}
+            self._before = {number: signal.signal(number, self._ask) for number in numbers}
         except ValueError:  # not in the main thread (a launcher's worker): its owner stops us
             self._before = {}
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.asked is not None and not self.requeue:
             raise KeyboardInterrupt
-        self.asked = number
+        number = _SAVE_ONLY if self.requeue and number == signal.SIGTERM else number
+        self.asked = max(number, self.asked or 0)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
-        """Stop between two batches; on an epoch's last batch only after its validation."""
-        if not trainer.is_last_batch:
-            self._stop_if_asked(trainer)
+        """Save between two batches; on an epoch's last batch its validation does that."""
+        if trainer.is_last_batch:
+            return
+        asked = self.asked or 0
+        if trainer.world_size > 1:
+            if trainer.global_step % self.agree_every:
+                return
+            asked = int(trainer.strategy.reduce(torch.tensor(asked, device=pl_module.device), reduce_op="max"))
+        if asked:
+            self.checkpoints.save(trainer, "last.ckpt")
+            self._stopping = asked
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:  # fmt: skip
+        """Stop before the next batch: by now the last one's losses are logged."""
+        if self._stopping is not None:
+            number, self._stopping, self.asked = self._stopping, None, None
+            self._stop(number)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Asked during validation: its checkpoint stands already."""
         if self.asked is not None and trainer.world_size == 1 and trainer.current_epoch > 0:
-            raise self._interrupted()
+            number, self.asked = self.asked, None
+            self._stop(number)
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
-        stop = self.asked is not None
-        if trainer.world_size > 1:
-            if trainer.global_step % self.agree_every:
-                return
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
-            self.checkpoints.save(trainer, "last.ckpt")
-            raise self._interrupted()
-
-    def _interrupted(self) -> Interrupted:
-        name = signal.Signals(self.asked or signal.SIGTERM).name
-        folder = self.checkpoints.folder
-        return Interrupted(f"stopped by {name}; nothing is lost. Go on with: python -m mri_synth.run resume={folder}")
+    def _stop(self, number: int) -> None:
+        if number == _SAVE_ONLY:
+            return
+        handler = self._before.get(number)
+        if self.requeue and number == self.requeue and callable(handler):
+            handler(number, None)  # submitit: queues the job again and leaves with SystemExit
+        raise Interrupted(f"stopped by {signal.Signals(number).name}; nothing is lost. Go on with: "
+                          f"python -m mri_synth.run resume={self.checkpoints.folder}")  # fmt: skip
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def preemption_signal() -> int | None:
+    """The signal by which submitit asks a job to make room; None outside a job of submitit."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return None
+    return int(getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"))

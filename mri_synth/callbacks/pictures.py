@@ -53,9 +53,10 @@ class Pictures(pl.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if self.batch is None:
             items = data.view("val")
-            self.batch = items.__getitems__(
-                np.linspace(0, len(items) - 1, min(self.count, len(items))).astype(int).tolist()
-            )
+            by_contrast = np.argsort(items.contrast, kind="stable")  # so that each contrast is seen
+            count = min(self.count, len(items))
+            middles = ((np.arange(count) + 0.5) * len(items) / count).astype(int)  # the ends show next to nothing
+            self.batch = items.__getitems__(by_contrast[middles].tolist())
         batch = self.batch.to(pl_module.device)
         training = pl_module.training
         pl_module.eval()

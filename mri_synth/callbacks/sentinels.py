@@ -55,7 +55,7 @@ class NonFinite(pl.Callback):
             self.look(trainer)
 
     def look(self, trainer: pl.Trainer) -> None:
-        """Read the flag.
+        """Read the flags of all processes; all must call it.
 
         Args:
             trainer: of the run.
@@ -63,16 +63,23 @@ class NonFinite(pl.Callback):
         Raises:
             UserError: a loss was not finite; names the step, the saved batch and the remedy.
         """
-        if self.first_bad is None or (step := int(self.first_bad)) < 0:
+        if self.first_bad is None:
+            return
+        steps: list[int] = trainer.strategy.all_gather(self.first_bad).reshape(-1).tolist()
+        step = min((s for s in steps if s >= 0), default=-1)
+        if step < 0:
             return
         epoch, index = next(((e, i) for s, e, i in self.recent if s == step), (trainer.current_epoch, None))
         path = self.folder / "nonfinite_batch.pt"
         saved = ""
-        if index is not None and trainer.datamodule is not None:  # type: ignore[attr-defined]
+        known = index is not None and trainer.datamodule is not None  # type: ignore[attr-defined]
+        if index is not None and known and trainer.global_rank == steps.index(step):  # whose batch it was
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             items: Batch = data.view("train").__getitems__(index.tolist())
             torch.save({"step": step, "epoch": epoch, "index": index.cpu(), "image": items.image,
                         "subject": list(items.subject), "seed": data.seed}, path)  # fmt: skip
+        trainer.strategy.barrier("nonfinite")
+        if known:
             saved = (
                 f" The batch is in {path} (its items, subjects, epoch and seed: augmentation depends on these alone)."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -120,8 +121,15 @@ class MRIDataModule(pl.LightningDataModule):
         """
         return read(scan.path, scan.series, allow_constant=scan.contrast == MASK)
 
-    def without_noise(self) -> MRIDataModule | None:
-        """The same images without noise, set up; None for data that cannot have them (all that were measured)."""
+    def noise_free(self, scan: Scan) -> Volume | None:
+        """The same scan without noise; None for data that cannot have it (all that were measured).
+
+        Args:
+            scan: one of `scans()`.
+
+        Returns:
+            Its volume, on the same grid and in the same units.
+        """
         return None
 
     @classmethod
@@ -180,32 +188,37 @@ class MRIDataModule(pl.LightningDataModule):
             todo = prepare.group(scans, self.contrasts)
             given = sorted({s.label for s in scans if s.label is not None})
             self._classes = self.label_from_mask if self.label_from_mask else tuple(given)
-            self._preparation = Preparation(
+            self.preparation = Preparation(
                 tuple(self.contrasts), self.plane, self.size, self.fit, self.spacing_mm, self.slices, self.intensity,
                 self.label_from_mask, self._classes,
             )  # fmt: skip
             own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
             skip = self.on_bad_file == "skip"
             name = type(self).__name__.lower()
-            self.data_hash = prepare.key(todo, self._preparation, own, skip)
+            self.data_hash = prepare.key(todo, self.preparation, own, skip)
             self._store = open_or_build(
                 cache_folder(self.cache), f"{name}-{self.data_hash}", self.size, lambda: self._prepared(todo, skip)
             )
         return self._store
+
+    @property
+    def store(self) -> Store:
+        """The prepared slices."""
+        return self._open()
 
     def _prepared(self, todo: list[Study], skip: bool) -> Iterator[Prepared]:
         from tqdm import tqdm
 
         threads = min(8, os.cpu_count() or 1)
         log.info("preparing %d studies of %s (once; kept in the cache)", len(todo), type(self).__name__)
-        items = prepare.studies(todo, self._preparation, self.read, skip_bad=skip, threads=threads)
+        items = prepare.studies(todo, self.preparation, self.read, skip_bad=skip, threads=threads)
         yield from tqdm(items, "preparing", total=len(todo), unit="study", leave=False, disable=len(todo) < 4)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store, split, check for leaks.
 
         Args:
-            stage: Lightning's word; all stages need the same.
+            stage: Lightning's word; all stages need the same. "look" takes data too few to be trained on.
 
         Raises:
             UserError: no slice is left, the split leaks, or train or val is empty.
@@ -214,11 +227,12 @@ class MRIDataModule(pl.LightningDataModule):
             return
         store = self._open()
         if not store.rows:
-            reasons = Counter(f["reason"] for f in store.files if f["reason"]).most_common(3)
-            shown = "".join(f"\n  {n} times: {reason}" for reason, n in reasons)
+            reasons = {re.sub(r"[\d.]+", "", f["reason"]): f["reason"] for f in store.files if f["reason"]}
+            counts = Counter(re.sub(r"[\d.]+", "", f["reason"]) for f in store.files if f["reason"])
+            shown = "".join(f"\n  {n} file(s), such as: {reasons[kind]}" for kind, n in counts.most_common(3))
             raise UserError(f"no slice of {len(self._scans)} file(s) can be used; the commonest reasons:{shown}\n"
                             "Mend the files, or choose others by data.slices and data.contrasts.")  # fmt: skip
-        splits = assign(store.studies, self.split)
+        splits = assign(store.studies, self.split, fill=stage != "look")
         names = [s["path"] for s in store.studies]
         leaks = drop_leaks([[s["subject"]] for s in store.studies], splits, names, "subject", self.split)
         self.leaks = [reason for _, reason in leaks]
@@ -233,7 +247,7 @@ class MRIDataModule(pl.LightningDataModule):
         self._splits = np.asarray(of_row, object)
         self.split_rows = {split: np.flatnonzero(self._splits == split) for split in SPLITS}
         for split in ("train", "val"):
-            if not len(self.view(split)):
+            if stage != "look" and not len(self.view(split)):
                 raise UserError(f"no item is left in {split}; see data.split, data.slices and the view "
                                 f"'{self.view_class.name}' that the method needs")  # fmt: skip
         spacings = {tuple(s["spacing_mm"]) for s in store.studies}
@@ -244,7 +258,7 @@ class MRIDataModule(pl.LightningDataModule):
             spacing_mm=spacings.pop() if len(spacings) == 1 else None,
             plane=None if all(f.get("orientation") == "picture" for f in store.files if not f["bad"]) else self.plane,
             simulated=self.simulated,
-            preparation=asdict(self._preparation) | {"data": type(self).__name__.lower()},
+            preparation=asdict(self.preparation) | {"data": type(self).__name__.lower()},
         )
 
     def _image_keys(self, store: Store) -> list[list[int]]:
@@ -272,7 +286,7 @@ class MRIDataModule(pl.LightningDataModule):
             reason = f["reason"] or ("" if split else self._leak_of.get(number, "not in the split"))
             facts = {k: f.get(k) for k in ("shape", "spacing_mm", "orientation", "dtype", "low", "high")}
             rows.append({"split": split, "subject": f["subject"], "session": f["session"], "contrast": f["contrast"],
-                         "path": f["path"], "sha256": f["sha256"], "slices": f.get("slices", 0), **about, **facts,
+                         "path": f["path"], "study": study["path"] if study else "", "sha256": f["sha256"], "slices": f.get("slices", 0), **about, **facts,
                          "reason": reason})  # fmt: skip
         return rows
 

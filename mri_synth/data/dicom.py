@@ -86,7 +86,7 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
         raise UserError(f"{folder}: no DICOM images in this folder (folders below it are not searched). {WAY_OUT}")
     listed = "".join(f"\n  {s.uid}  {s.description or '(no description)'}, {len(s.files)} files" for s in found)
     if series is None and len(found) > 1:
-        raise UserError(f"{folder}: {len(found)} series; name one by its UID as `series`:{listed}")
+        raise UserError(f"{folder}: {len(found)} series; name one by --series UID:{listed}")
     chosen = [s for s in found if series in (None, s.uid)]
     if not chosen:
         raise UserError(f"{folder}: no series={series}; there is:{listed}")

@@ -102,11 +102,15 @@ class Folder(MRIDataModule):
             for reason, files in found.left_out.items():
                 names.report_ignored("folder", files, reason)
             if found.places and not self._says_subject(found):
+                blocks = self.split.by == "block"
                 log.log(
-                    logging.INFO if self.split.by == "block" else logging.WARNING,
-                    "data=folder: the names of %d pictures say no patients, so each is its own subject: neighbouring "
-                    "slices of one patient can fall into train and test. Use data.split.by=block, or name the "
-                    "patients by data.pattern= or data.subjects=", len(found.places),
+                    logging.INFO if blocks else logging.WARNING,
+                    "data=folder: the names of %d pictures say no patients, so each is its own subject: %s",
+                    len(found.places), (
+                        f"{self.split.block_size} neighbours stay in one split (data.split.by=block)" if blocks else
+                        "neighbouring slices of one patient can fall into train and test. Use data.split.by=block, or "
+                        "name the patients by data.pattern= or data.subjects="
+                    ),
                 )  # fmt: skip
             for file, place in found.places.items():
                 scans[file, None] = Scan(

@@ -14,6 +14,7 @@ from mri_synth.data.anatomy import person
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.physics import SEQUENCES
 from mri_synth.data.scan import Scan, Split
+from mri_synth.data.settings import IntensitySettings, SplitSettings
 from mri_synth.data.simulate import BENCH_V1, Preset, Simulated, lesion_mask, simulate
 from mri_synth.data.store import MASK
 from mri_synth.data.template import Grid
@@ -39,6 +40,8 @@ class Phantom(MRIDataModule):
     Labels are per slice, from the lesion mask: "none" or "lesion".
 
     Attributes:
+        intensity: black just above the noise of air, as one sets a display window.
+        split: as given by `subjects`.
         preset: "bench-v1" is frozen: contrasts, size, lesions, noise and what only touches loading may differ, and
             `subjects` may be smaller. "custom" is free.
         subjects: how many in train, val, test.
@@ -52,6 +55,8 @@ class Phantom(MRIDataModule):
         phantom_seed: of the subjects; independent of the experiment's seed, so that runs share their data.
     """
 
+    intensity: IntensitySettings = field(default_factory=lambda: IntensitySettings(percentiles=[60.0, 99.5]))
+    split: SplitSettings = field(default_factory=lambda: SplitSettings(by="given"))
     preset: Literal["bench-v1", "custom"] = "bench-v1"
     subjects: Annotated[list[Annotated[int, Ge(0)]], Len(3, 3)] = field(default_factory=lambda: list(BENCH_V1.subjects))
     slices_per_subject: Annotated[int, Ge(1), Le(54)] = BENCH_V1.slices
@@ -76,14 +81,16 @@ class Phantom(MRIDataModule):
         if self.lesions == "none":
             vars(self)["label_from_mask"] = None  # no mask, so no label: hides the class's own
 
-    def without_noise(self) -> MRIDataModule | None:
-        """The same images without noise, set up: what the noise ceiling is measured with."""
-        if not self.noise:
-            return None
-        clean = replace(self, noise=False)
-        clean.view_class = self.view_class
-        clean.setup()
-        return clean
+    def noise_free(self, scan: Scan) -> Volume | None:
+        """The same scan without noise, for the noise ceiling.
+
+        Args:
+            scan: one of `scans()`.
+
+        Returns:
+            Its volume; None when the scan has no noise anyway.
+        """
+        return replace(self, noise=False).read(scan) if self.noise else None
 
     @classmethod
     def labelled(cls, arguments: Mapping[str, Any]) -> bool:

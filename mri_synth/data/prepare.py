@@ -20,7 +20,7 @@ from mri_synth.data.intensity import fit_intensity
 from mri_synth.data.scan import Scan
 from mri_synth.data.settings import Fit, IntensitySettings, Plane, SliceSettings
 from mri_synth.data.store import MASK, Prepared
-from mri_synth.data.volume import Slices, Volume, resample_to, same_grid, to_slices
+from mri_synth.data.volume import WAY_OUT, Slices, Volume, resample_to, same_grid, to_slices
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -92,14 +92,17 @@ def group(scans: Sequence[Scan], contrasts: Sequence[str]) -> list[Study]:
         if scan.contrast in contrasts or scan.contrast == MASK:
             places[scan.subject, scan.session, scan.slice][scan.contrast].append(scan)
     studies = []
+    alone: list[Scan] = []
     for found in places.values():
         order = [c for c in (*contrasts, MASK) if c in found]
-        if not order or order == [MASK]:
+        if order == [MASK]:
+            alone += found[MASK]
             continue
         if all(len(found[c]) == 1 for c in order):
             studies.append(Study({c: found[c][0] for c in order}))
         elif len(contrasts) == 1:
             studies += [Study({order[0]: scan}) for scan in found[order[0]]]
+            alone += found.get(MASK, [])
         else:
             several = next(c for c in order if len(found[c]) > 1)
             names = ", ".join(str(s.path.name) for s in found[several][:4])
@@ -108,6 +111,9 @@ def group(scans: Sequence[Scan], contrasts: Sequence[str]) -> list[Study]:
                 "belongs to which is not known. Name the visit (the group 'session' in data.pattern, or a column "
                 "session in data.subjects), or take one contrast: data.contrasts=[T1]"
             )
+    if alone:
+        log.warning("%d label map(s) left out: of which image or visit they are is not known: %s%s", len(alone),
+                    ", ".join(s.path.name for s in alone[:5]), ", ..." if len(alone) > 5 else "")  # fmt: skip
     return studies
 
 
@@ -174,7 +180,7 @@ def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
         except OSError as error:  # not the cache's fault, as it would seem further up
             record |= {"bad": True, "reason": f"cannot be read ({error.strerror})"}
         except UserError as error:
-            record |= {"bad": True, "reason": str(error).removeprefix(f"{scan.path}: ")}
+            record |= {"bad": True, "reason": _reason(error, scan.path)}
     if not volumes or next(iter(volumes)) == MASK:
         return out
     try:
@@ -183,6 +189,11 @@ def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
         out.images.clear()
         out.files[0] |= {"bad": True, "reason": str(error)}
     return out
+
+
+def _reason(error: UserError, path: Path) -> str:
+    """The message without the path and the advice, which are said once for all files."""
+    return str(error).removeprefix(f"{path}: ").removesuffix(WAY_OUT).strip()
 
 
 def _sha256(path: Path) -> str:

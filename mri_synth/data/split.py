@@ -16,6 +16,10 @@ from mri_synth.data.settings import SplitSettings
 from mri_synth.errors import UserError
 
 DROPPED = ""
+ALONE = (
+    " for two of them: one subject ({}) cannot be in both. Several visits of one person can be told apart as subjects, "
+    "such as data=folder 'data.pattern=\"(?P<subject>visit\\d)\"'; scores then say nothing of other people"
+)
 
 
 def natural(text: str) -> list[int | str]:
@@ -44,12 +48,13 @@ def counts_of(n: int, fractions: Sequence[float]) -> list[int]:
     return [int(c) for c in counts]
 
 
-def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings) -> list[str]:
+def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, *, fill: bool = True) -> list[str]:
     """The split of every study.
 
     Args:
         studies: records with subject, label, split and path.
         settings: `data.split`.
+        fill: refuse a split that leaves train or val empty; who only looks at the data needs neither.
 
     Returns:
         "train", "val" or "test" per study; "" when a given split does not name it.
@@ -66,11 +71,13 @@ def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings) -> lis
     names = sorted(set(groups), key=natural)
     np.random.default_rng([settings.seed, 1]).shuffle(names)
     counts = counts_of(len(names), shares)
-    if counts[0] == 0 or counts[1] == 0:
+    if fill and (counts[0] == 0 or counts[1] == 0):
+        alone = len(names) == 1 and settings.by == "subject"
         raise UserError(
             f"{len(names)} {'blocks' if settings.by == 'block' else 'subjects'} cannot fill train and val with "
             f"data.split.fractions={shares}; add data, or say e.g. data.split.fractions=[0.5,0.5,0]"
             + (" or a smaller data.split.block_size" if settings.by == "block" else "")
+            + (ALONE.format(names[0]) if alone else "")
         )
     where = dict(zip(names, np.repeat(SPLITS, counts).tolist(), strict=True))
     return [where[g] for g in groups]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch
-from mri_synth.data.prepare import FOREGROUND
+from mri_synth.data.prepare import FOREGROUND, Study, prepare
+from mri_synth.data.scan import Scan
+from mri_synth.data.settings import IntensitySettings
+from mri_synth.data.store import SCALE
+from mri_synth.data.volume import Volume
 from mri_synth.metrics.ssim import foreground_ssim, ssim
 
 NOTES = {
@@ -35,11 +40,7 @@ def references(data: MRIDataModule) -> dict[str, float]:
         return {}
     mean = mean_image(data)
     out = _score("baseline", ((b.image, mean.expand_as(b.image)) for b in _batches(test)))
-    clean = data.without_noise()
-    if clean is not None:
-        pairs = zip(_batches(test), _batches(clean.view("test")), strict=True)
-        out |= _score("ceiling", ((b.image, _renormalise(c, clean, b, data)) for b, c in pairs))
-    return out
+    return out | _score("ceiling", _noise_free(data))
 
 
 def mean_image(data: MRIDataModule, at_most: int = 2000) -> Tensor:
@@ -65,19 +66,29 @@ def _batches(items: Any, step: int = 1, size: int = 64) -> Iterator[Batch]:
         yield items.__getitems__(chosen[start : start + size])
 
 
-def _renormalise(clean: Batch, clean_data: MRIDataModule, noisy: Batch, noisy_data: MRIDataModule) -> Tensor:
-    """The clean images in the intensity scale of their noisy twins."""
-    low_c, high_c = _limits(clean, clean_data)
-    low_n, high_n = _limits(noisy, noisy_data)
-    source = (clean.image + 1) / 2 * (high_c - low_c) + low_c
-    return (2 * (source - low_n) / (high_n - low_n) - 1).clamp(-1, 1)
+def _noise_free(data: MRIDataModule) -> Iterator[tuple[Tensor, Tensor]]:
+    """(test images, the same without noise in the same intensity scale) of each test scan that can be had so."""
+    store, test = data.store, data.split_rows["test"]
+    used = {(f["path"], f["contrast"]): f for f in data.manifest if f["split"] == "test" and f["low"] is not None}
+    for scan in data.scans():
+        file = used.get((str(scan.path), scan.contrast))
+        clean = data.noise_free(scan) if file else None
+        if file is None or clean is None:
+            continue
+        scale = IntensitySettings(method="fixed", range=[file["low"], file["high"]])
+        item = prepare(Study({scan.contrast: scan}), replace(data.preparation, intensity=scale), _always(clean))
+        study = next(
+            i for i, s in enumerate(store.studies) if s["subject"] == scan.subject and s["path"] == file["study"]
+        )
+        rows = test[store.table["study"][test] == study]
+        at = store.table[f"row_{scan.contrast}"][rows]
+        same = np.isin(item.columns["slice"], store.table["slice"][rows])
+        noisy = torch.from_numpy(store.read(scan.contrast, at)[:, None].astype(np.float32) / SCALE)
+        yield noisy, torch.from_numpy(item.images[scan.contrast][same])[:, None]
 
 
-def _limits(batch: Batch, data: MRIDataModule) -> tuple[Tensor, Tensor]:
-    of = {(f["subject"], f["contrast"]): (f["low"], f["high"]) for f in data.manifest if f["low"] is not None}
-    pairs = np.asarray([of[key] for key in zip(batch.subject, batch.contrast, strict=True)], np.float32)
-    low, high = torch.from_numpy(pairs).T[:, :, None, None, None]
-    return low, high
+def _always(volume: Volume) -> Callable[[Scan], Volume]:
+    return lambda scan: volume
 
 
 def _score(name: str, pairs: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,13 @@ PROTOCOLS = {
     "psnr": "PSNR in dB, data range 1 on [0, 1], whole frame",
     "mae": "mean absolute error on [0, 1], whole frame",
 }
-EXPLAINED = {"ssim": ssim, "ssim_10": ssim, "ssim_foreground": foreground_ssim, "psnr": psnr, "mae": mae}
+EXPLAINED: dict[str, Callable[..., Any]] = {
+    "ssim": ssim,
+    "ssim_10": ssim,
+    "ssim_foreground": foreground_ssim,
+    "psnr": psnr,
+    "mae": mae,
+}
 """Whose docstrings stand under the curves."""
 
 

@@ -128,7 +128,8 @@ class SynthModule(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         losses = self.losses(batch)
-        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=len(batch), sync_dist=True)
+        weight: Any = float(len(batch))  # the mean over processes of an integer weight would be cut to an integer
+        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=weight, sync_dist=True)
         if self.reconstructs():
             scores = self.val_scores if split == "val" else self.test_scores
             scores.update(self.reconstruct(batch.image), batch.image, batch.index)
@@ -201,7 +202,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: no such file, not a checkpoint, damaged, or of another format.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; give a file such as outputs/<run>/best.ckpt")
+        what = (
+            f"a folder; give {path / 'best.ckpt'}"
+            if path.is_dir()
+            else "no such checkpoint; give a file such as outputs/<run>/best.ckpt"
+        )
+        raise UserError(f"{path}: {what}")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         about = content["mri_synth"]
@@ -240,12 +246,16 @@ def load_model(path: Path) -> SynthModule:
     return model.eval()
 
 
-def initialise_from(model: SynthModule, path: Path) -> None:
-    """Weights of another run, for fine-tuning; the optimizer starts anew.
+def initialise_from(model: SynthModule, path: Path, key: str = "init_from") -> dict[str, Any]:
+    """Weights of another run, for fine-tuning or a test; the optimizer starts anew.
 
     Args:
         model: to be filled.
         path: a .ckpt file.
+        key: of the configuration that names the file, for messages.
+
+    Returns:
+        The checkpoint's content.
 
     Raises:
         UserError: it is of another method, or of other sizes.
@@ -253,11 +263,13 @@ def initialise_from(model: SynthModule, path: Path) -> None:
     content = read_checkpoint(path)
     mine = f"{type(model).__module__}.{type(model).__name__}"
     if content["mri_synth"]["target"] != mine:
-        raise UserError(f"init_from={path}: a checkpoint of {content['mri_synth']['target']}, the model here is {mine}")
+        raise UserError(f"{key}={path}: a checkpoint of {content['mri_synth']['target']}, the model here is {mine}; "
+                        "choose model=NAME to match")  # fmt: skip
     try:
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         there = content["hyper_parameters"]
         other = [f"{k}={there[k]} there, {v} here" for k, v in model.hparams.items()
                  if k != "spec" and k in there and there[k] != v]  # fmt: skip
-        raise UserError(f"init_from={path}: its weights do not fit: {'; '.join(other) or str(error)[:300]}") from error
+        raise UserError(f"{key}={path}: its weights do not fit: {'; '.join(other) or str(error)[:300]}") from error
+    return content

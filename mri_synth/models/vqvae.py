@@ -36,7 +36,8 @@ class VQVAE(SynthModule):
         codebook_size: K, number of codes.
         codebook_dim: D, length of a code.
         decay: of the codebook's moving averages.
-        kmeans_init: start the codebook from k-means on the first batch.
+        codebook_warmup: steps in which the latents pass unquantised, before the codebook starts.
+        kmeans_init: start the codebook from k-means on the first quantised batch.
         revive_below: a code used less often (moving average of vectors per batch) is put on a random vector; 0: never.
         reconstruction: "l1" or "mse" on [-1, 1].
         lambda_ssim: weight of 1 - SSIM in the reconstruction loss.
@@ -64,6 +65,7 @@ class VQVAE(SynthModule):
         codebook_size: Annotated[int, Ge(2)] = 512,
         codebook_dim: PositiveInt = 64,
         decay: Annotated[float, Ge(0), Lt(1)] = 0.99,
+        codebook_warmup: Annotated[int, Ge(0)] = 0,
         kmeans_init: bool = True,
         revive_below: NonNegative = 1.0,
         reconstruction: Literal["l1", "mse"] = "l1",
@@ -78,8 +80,9 @@ class VQVAE(SynthModule):
         channels = self.spec.channels
         self.encoder = Encoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm)
         self.quantizer = VectorQuantizer(
-            codebook_size, codebook_dim, decay, kmeans_init=kmeans_init, revive_below=revive_below
-        )
+            codebook_size, codebook_dim, decay, kmeans_init=kmeans_init, revive_below=revive_below,
+            warmup_steps=codebook_warmup,
+        )  # fmt: skip
         self.decoder = Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm)
         self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
 
