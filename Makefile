@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(STAMP) ## train and report; the default is VQ-VAE on phantoms, others by ARGS='model=vqvae data=oasis'
-	@$(BIN)/python -m mri_synth.run $(ARGS)
+run: $(STAMP) ## train and report: VQ-VAE on simulated brains in minutes; others by ARGS='model=vqvae data=oasis'
+	@$(BIN)/python -m mri_synth.run $(or $(ARGS),experiment=first_brain)
 
 test: $(STAMP) lint ## all checks: lint, types, docstrings, every test; the ten slowest are named (XDIST=n processes)
 	@$(PYTEST) $(ARGS)

@@ -70,7 +70,7 @@ def check(cfg: DictConfig) -> None:
     for group in GROUPS:
         if isinstance(values.get(group), dict):
             targets[group] = _target(group, values[group], problems)
-        elif group not in values or not isinstance(values[group], dict):
+        else:
             problems.append(f"{group}={show(values.get(group))}: {_way_out(group)}")
     every = [f"{g}.{n}" for g, target in targets.items() if target for n in _parameters(target)]
     problems += _root(values, every)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ def main() -> None:
     """The command line. A user's mistake ends with its message and status 2, without a traceback."""
     from hydra.errors import HydraException
 
+    gc.set_threshold(100_000, 50)  # what imports make stays: looking for garbage among it takes a second of every start
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here whole, and not as Hydra prints them
     _register_resolvers()
     try:
@@ -116,6 +118,10 @@ def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
         return None
     try:
         return _run(cfg, outputs.create(folder), overrides)
+    except UserError:
+        if not cfg.resume:
+            outputs.discard_unused(folder)
+        raise
     except OSError as error:
         if not outputs.cannot_write(error):
             raise

@@ -41,7 +41,7 @@ def job_folder(number: int | str, swept: str) -> str:
         swept: such as model.codebook_size-64_seed-1.
 
     Returns:
-        One path component of letters, digits and . - _ only.
+        One path component of letters, digits and . + - _ only.
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", swept).strip("-")
+    safe = re.sub(r"[^A-Za-z0-9._+-]+", "-", re.sub(r"[][{}()'\" ]", "", swept)).strip("-")
     return f"{number}_{safe}"[:_LONGEST].rstrip("_-.") if safe else str(number)

@@ -5,9 +5,8 @@ The cases are played here by two processes at batch b, and by the test itself in
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,18 @@ from mri_synth.networks.quantizer import VectorQuantizer
 from mri_synth.run import build
 
 BATCH = 4
-# 9 slices a subject: 36 train (4 steps at 8), 27 val (3 x 8 + 3: 2 and 1), 9 test (8 + 1: nothing is left for one process)
+# 9 slices a subject: 36 train (4 steps at 8), 27 val (3 x 8 + 3: 2 and 1), 9 test (8 + 1: nothing is left for one)
 SMALL = [
-    "data.subjects=[4,3,1]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu", "trainer.precision=32-true",
-    "trainer.max_epochs=2", "trainer.log_every_steps=1", "trainer.pictures=0", "trainer.progress=false",
+    "data.subjects=[4,3,1]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu",
+    "trainer.precision=32-true", "trainer.max_epochs=2", "trainer.log_every_steps=1", "trainer.pictures=0",
+    "trainer.progress=false",
     "model.hidden_channels=16", "model.res_blocks=1", "model.codebook_size=16", "model.codebook_dim=8",
     "model.warmup_steps=2", "model.lambda_ssim=0",
 ]  # fmt: skip
 STILL = ["model.kmeans_init=false", "model.revive_below=0"]
 AUGMENT = "data.augment={flip:0.5,rotate_deg:10,translate:0.05,scale:0.1,gain:0.1,gamma:0.1}"
 CASES = {
-    # 48 channels make groups of 3: a bias before a group of 1 has no effect, and Adam would turn its rounding errors to steps
+    # 48 channels make groups of 3: before a group of 1 a bias has no effect, and Adam steps by its rounding errors
     "plain": [*STILL, "model.norm=group", "model.hidden_channels=48", "model.lambda_ssim=0.5"],
     "augmented": [*STILL, AUGMENT, "trainer.gradient_clip=0.1", "trainer.channels_last=false"],
     "accumulated": [*STILL, "trainer.accumulate=2", "model.reconstruction=mse"],
@@ -56,9 +56,10 @@ class Kill(pl.Callback):
 def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume: bool = False) -> dict[str, Any]:
     """Train and test one case; what came out, as plain values and tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    batch = [f"data.batch_size={BATCH * 2 // world}", f"trainer.devices={world}", "trainer.strategy=ddp" if world > 1 else ""]
+    batch = [f"data.batch_size={BATCH * 2 // world}", f"trainer.devices={world}"]
+    batch += ["trainer.strategy=ddp"] if world > 1 else []
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
-        cfg = compose("run", [*SMALL, *CASES[case], *filter(None, batch)])
+        cfg = compose("run", [*SMALL, *CASES[case], *batch])
     data, model, trainer = build(cfg, folder)
     if kill_at:
         trainer.callbacks.append(Kill(kill_at))  # type: ignore[attr-defined]
@@ -111,23 +112,17 @@ def quantise(kmeans: bool, revive_below: float, decay: float) -> dict[str, torch
 
 def main(folder: Path) -> None:
     """All cases; results as FOLDER/CASE.RANK.pt."""
-    import os
-
-    rank, seconds = int(os.environ["LOCAL_RANK"]), {}
 
     def keep(name: str, result: Any) -> None:
-        torch.save(result, folder / f"{name}.{rank}.pt")
+        torch.save(result, folder / f"{name}.{os.environ['LOCAL_RANK']}.pt")
 
     for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
-        start = time.monotonic()
         keep(case, play(case, folder / case, 2))
-        seconds[case] = time.monotonic() - start
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))
     keep("spoiled", spoil(folder / "spoiled"))
     keep("kmeans", quantise(kmeans=True, revive_below=0, decay=0.99))
     keep("revived", quantise(kmeans=False, revive_below=2.5, decay=0.0))
-    (folder / f"seconds.{rank}.json").write_text(json.dumps(seconds))
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Two processes at batch b are one at 2b; k-means, revival and resume with two. One pair of processes plays all cases."""
+"""Two processes at batch b are one at 2b; k-means, revival and resume with two. One pair of processes plays all."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: 
 
 @pytest.mark.parametrize("case", EQUAL)
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_metrics_are_those_of_one_process_with_an_uneven_last_batch(case: str, split: str, result: Any, alone: Any) -> None:
+def test_metrics_are_those_of_one_process_with_an_uneven_end(case: str, split: str, result: Any, alone: Any) -> None:
     one = alone(case)[1][split]
     assert f"{split}/ssim" in one
     assert f"{split}/loss" in one
@@ -122,7 +122,7 @@ def test_kmeans_starts_from_the_first_process_on_both(result: Any) -> None:
     first, second = (result("kmeans", rank) for rank in range(2))
     assert all(torch.equal(v, second[k]) for k, v in first.items())
     assert bool(first["initialised"])
-    assert first["embedding"].abs().max() < 60, "k-means of rank 0's vectors (about 0), then 1 % towards all (0 and 100)"
+    assert first["embedding"].abs().max() < 60, "k-means of the first one's vectors, about 0; the other's are about 100"
 
 
 def test_dead_codes_are_revived_with_vectors_of_the_first_process(result: Any) -> None:

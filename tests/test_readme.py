@@ -47,6 +47,8 @@ RUNS = [words[3:] for words in COMMANDS if words[:3] == TRAIN and words not in T
 VERBS = [words[1:] for words in COMMANDS if words[0] == "mri-synth"]
 IN_PROSE = [shlex.split(span)[3:] for span in re.findall(r"`([^`\n]+)`", README)
             if span.startswith(" ".join(TRAIN)) and "--" not in span]  # fmt: skip
+TEMPLATE = OmegaConf.load(ROOT / "conf/run.yaml").hydra.help.template
+IN_HELP = [shlex.split(words.replace("<run>", "RUN")) for words in re.findall(r"mri_synth\.run ([\w-].*)", TEMPLATE)]
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
 QUOTED = [quote for span in re.findall(r"`([^`]+)`", PROSE) for quote in span.split()]
 
@@ -61,6 +63,7 @@ ONLY_CHECKED = re.compile(r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/laun
 
 def test_every_command_is_of_a_kind_that_is_tested():
     assert len(RUNS) > 20
+    assert len(IN_HELP) > 3
     assert {words[0] for words in COMMANDS} <= {"python", "mri-synth", "make", "export", "wandb"}
     assert all(words[:2] == ["python", "-m"] for words in COMMANDS if words[0] == "python")
 
@@ -82,7 +85,7 @@ def jobs(words: list[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices)]
 
 
-@pytest.mark.parametrize("words", RUNS + IN_PROSE, ids=" ".join)
+@pytest.mark.parametrize("words", RUNS + IN_PROSE + IN_HELP, ids=" ".join)
 def test_every_run_is_a_right_configuration(words, here, compose):
     assert ("-m" in words) == (len(jobs(words)) > 1)
     for job in jobs(words):

@@ -66,8 +66,9 @@ class Checkpoints(pl.Callback):
                 partial.replace(self.folder / name)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
+            why = error.strerror if isinstance(error, OSError) else f"the disk is full or fails ({error})"
             raise UserError(
-                f"cannot write {self.folder / name}: {error}; the checkpoint before it is untouched. "
+                f"cannot write {self.folder / name}: {why}; the checkpoint before it is untouched. "
                 f"Free space, then: python -m mri_synth.run resume={self.folder}"
             ) from error
         trainer.strategy.barrier("checkpoint")

@@ -54,9 +54,9 @@ class Pictures(pl.Callback):
         if self.batch is None:
             items = data.view("val")
             by_contrast = np.argsort(items.contrast, kind="stable")  # so that each contrast is seen
-            count = min(self.count, len(items))
-            middles = ((np.arange(count) + 0.5) * len(items) / count).astype(int)  # the ends show next to nothing
-            self.batch = items.__getitems__(by_contrast[middles].tolist())
+            strata = np.array_split(by_contrast, min(self.count, len(items)))
+            draw = np.random.default_rng(0)  # a stride would show the same slice of every subject
+            self.batch = items.__getitems__([int(draw.choice(stratum)) for stratum in strata])
         batch = self.batch.to(pl_module.device)
         training = pl_module.training
         pl_module.eval()

@@ -65,7 +65,9 @@ class NonFinite(pl.Callback):
         """
         if self.first_bad is None:
             return
-        steps: list[int] = trainer.strategy.all_gather(self.first_bad).reshape(-1).tolist()
+        steps = [int(self.first_bad)] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(steps, steps[0])
         step = min((s for s in steps if s >= 0), default=-1)
         if step < 0:
             return

@@ -286,8 +286,8 @@ class MRIDataModule(pl.LightningDataModule):
             reason = f["reason"] or ("" if split else self._leak_of.get(number, "not in the split"))
             facts = {k: f.get(k) for k in ("shape", "spacing_mm", "orientation", "dtype", "low", "high")}
             rows.append({"split": split, "subject": f["subject"], "session": f["session"], "contrast": f["contrast"],
-                         "path": f["path"], "study": study["path"] if study else "", "sha256": f["sha256"], "slices": f.get("slices", 0), **about, **facts,
-                         "reason": reason})  # fmt: skip
+                         "path": f["path"], "study": study["path"] if study else "", "sha256": f["sha256"],
+                         "slices": f.get("slices", 0), **about, **facts, "reason": reason})  # fmt: skip
         return rows
 
     # -- loaders --------------------------------------------------------------------------------------------------

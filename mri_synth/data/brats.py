@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from mri_synth.data import names
 from mri_synth.data.base import MRIDataModule
+from mri_synth.data.contrasts import MASK
 from mri_synth.data.scan import Scan
+from mri_synth.data.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ _VSD = re.compile(r"VSD\.Brain[^/]*?\.(?:MR_)?(?P<kind>Flair|T1c|T1|T2|OT)(\.\d+
 _PLAIN = re.compile(r"(?P<kind>Flair|T1c|T1|T2|OT)(?:_\w+|MultiClass)?\.(mha|nii|nii\.gz)", re.IGNORECASE)
 _PATIENT = re.compile(r"brats_(?P<year>2013|tcia)_pat(?P<number>\d+)_(?P<session>\w+)", re.IGNORECASE)
 _GRADES = ("HG", "LG", "HGG", "LGG")
+# Tumours with their oedema stay under 400 ml, a brain has some 1,200.
+_LARGEST_TUMOUR_ML = 600.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -76,6 +82,37 @@ class BraTS(MRIDataModule):
         names.refuse_duplicates("brats", found, "Keep one of each.")
         _warn_of_years(found)
         return names.keep_contrasts("brats", found, self.contrasts)
+
+    def read(self, scan: Scan) -> Volume:
+        """The scan's voxels; of a segmentation without the label of the brain, which med-ddpm's copies of BraTS have.
+
+        Args:
+            scan: one of `scans()`.
+
+        Returns:
+            Its volume.
+        """
+        volume = super().read(scan)
+        return without_brain(volume) if scan.contrast == MASK else volume
+
+
+def without_brain(volume: Volume) -> Volume:
+    """A segmentation whose labels are all of tumour: a label too large for one is set to 0, and warned of.
+
+    Args:
+        volume: whole numbers, 0 is no tumour.
+
+    Returns:
+        The same volume, or one without that label.
+    """
+    labels, counts = np.unique(volume.array, return_counts=True)
+    ml = counts * abs(np.linalg.det(volume.affine[:3, :3])) / 1000
+    large = labels[(labels > 0) & (ml > _LARGEST_TUMOUR_ML)]
+    if not len(large):
+        return volume
+    log.warning("%s: label %s fills %.0f ml, which is no tumour but the brain; it is not taken as one", volume.name,
+                " and ".join(f"{label:g}" for label in large), ml[np.isin(labels, large)].max())  # fmt: skip
+    return replace(volume, array=np.where(np.isin(volume.array, large), 0, volume.array).astype(np.float32))
 
 
 def scan_of(root: Path, file: str) -> Scan | None:

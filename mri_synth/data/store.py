@@ -92,6 +92,7 @@ def open_or_build(cache: Path, name: str, size: int, studies: Callable[[], Itera
         if error.errno not in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
             raise
         why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        why = "it is a file" if error.errno == errno.EEXIST else why
         raise UserError(
             f"cannot write the store of prepared slices in {cache}: {why}; nothing half-written was left. "
             "Give another folder with data.cache=/path or the variable MRI_SYNTH_CACHE."

@@ -97,6 +97,8 @@ def _score(name: str, pairs: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float
         a, b = (x_hat + 1) / 2, (x + 1) / 2
         plain.append(ssim(a, b))
         foreground.append(foreground_ssim(a, b, (x > FOREGROUND).any(1, keepdim=True)))
+    if not plain:  # measured data have no noise-free twins
+        return {}
     return {
         f"{name}/ssim": float(torch.cat(plain).mean()),
         f"{name}/ssim_foreground": float(torch.cat(foreground).nanmean()),

@@ -202,12 +202,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: no such file, not a checkpoint, damaged, or of another format.
     """
     if not path.is_file():
-        what = (
-            f"a folder; give {path / 'best.ckpt'}"
-            if path.is_dir()
-            else "no such checkpoint; give a file such as outputs/<run>/best.ckpt"
-        )
-        raise UserError(f"{path}: {what}")
+        what = "a folder, not a" if path.is_dir() else "no such"
+        raise UserError(f"{path}: {what} checkpoint; give a file such as outputs/<run>/best.ckpt")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         about = content["mri_synth"]
@@ -269,7 +265,10 @@ def initialise_from(model: SynthModule, path: Path, key: str = "init_from") -> d
         model.load_state_dict(content["state_dict"])
     except RuntimeError as error:
         there = content["hyper_parameters"]
-        other = [f"{k}={there[k]} there, {v} here" for k, v in model.hparams.items()
-                 if k != "spec" and k in there and there[k] != v]  # fmt: skip
-        raise UserError(f"{key}={path}: its weights do not fit: {'; '.join(other) or str(error)[:300]}") from error
+        other = {k: v for k, v in model.hparams.items() if k != "spec" and k in there and there[k] != v}
+        if not other:
+            raise UserError(f"{key}={path}: its weights do not fit: {str(error)[:300]}") from error
+        what = "; ".join(f"model.{k}={there[k]} there, {v} here" for k, v in other.items())
+        give = " ".join(f"model.{k}={there[k]}" for k in other)
+        raise UserError(f"{key}={path}: its weights do not fit: {what}. Give the checkpoint's: {give}") from error
     return content

@@ -1,0 +1,118 @@
+"""The benchmarks run and print what they promise; training steps do not wait for the device between log intervals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import ROOT, Compose
+
+KEYS = {
+    "loader": {"speedup_plain", "speedup_plain_tensors", "speedup_plain_image_only", "speedup_augmented",
+               "first_batch_s", "memory_growth_mib"},
+    "step": {"overhead_vs_loop", "speedup_vs_fp32", "gflop_per_step", "share_of_peak"},
+    "quantizer": {"speedup", "speedup_with_backward", "codes_equal"},
+}  # fmt: skip
+SMALL = ["model.hidden_channels=16", "model.codebook_size=32", "model.res_blocks=1"]
+WORDS = {"step": SMALL}
+TINY = ["data.subjects=[4,2,2]", "data.size=32", "data.batch_size=4", "logger=csv", "trainer=cpu", *SMALL]
+
+
+def benchmarks() -> list[str]:
+    """Modules that are run by name."""
+    files = sorted((ROOT / "benchmarks").glob("*.py"))
+    return [f.stem for f in files if "__main__" in f.read_text() and f.stem != "__main__"]
+
+
+def test_every_benchmark_is_listed_here_and_described() -> None:
+    assert set(benchmarks()) == set(KEYS)
+    text = (ROOT / "benchmarks/README.md").read_text()
+    for name in benchmarks():
+        assert f"python -m benchmarks.{name}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(KEYS))
+def test_a_benchmark_prints_what_it_promises(name: str, tmp_path: Path) -> None:
+    kept = {f: f.read_bytes() for f in (ROOT / "benchmarks/results").glob("*.json")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", "--quick", *WORDS.get(name, [])],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | {"TMPDIR": str(tmp_path)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["benchmark"] == name
+    assert result["machine"]["cores"] == os.cpu_count()
+    assert KEYS[name] <= set(result)
+    assert kept == {f: f.read_bytes() for f in (ROOT / "benchmarks/results").glob("*.json")}  # nothing is stored
+
+
+def test_the_table_holds_every_stored_result() -> None:
+    from benchmarks.__main__ import table
+
+    text = table(ROOT / "benchmarks/results")
+    for path in (ROOT / "benchmarks/results").glob("*.json"):
+        assert path.stem in text
+
+
+class Reads:
+    """Counts the calls that make a step wait for the device, by training step."""
+
+    names = ("item", "cpu", "numpy", "tolist", "__bool__", "__int__", "__float__", "__index__")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step = -1
+        self.counted: Counter[tuple[int, str]] = Counter()
+        for name in self.names:
+            monkeypatch.setattr(torch.Tensor, name, self.counting(name, getattr(torch.Tensor, name)))
+
+    def counting(self, name: str, original: Any) -> Any:
+        """The original method, counted inside training steps."""
+
+        def method(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.step >= 0:
+                import traceback
+
+                frames = traceback.extract_stack(limit=8)[:-1]
+                where = next((f for f in reversed(frames) if "mri_synth" in f.filename), frames[-1])
+                self.counted[self.step, f"{name} in {Path(where.filename).name}:{where.lineno}"] += 1
+            return original(tensor, *args, **kwargs)
+
+        return method
+
+
+@pytest.mark.slow
+def test_no_step_waits_for_the_device_between_log_intervals(
+    compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lightning.pytorch as pl
+
+    from mri_synth.run import build
+
+    every = 4
+    augment = "data.augment={flip:0.5,rotate_deg:10,translate:0.05,scale:0.1,gain:0.1,gamma:0.1}"
+    cfg = compose(*TINY, augment, f"trainer.log_every_steps={every}", "trainer.max_epochs=2", "trainer.pictures=0",
+                  "trainer.limit_val_batches=1", "trainer.progress=true")  # fmt: skip
+    data, model, trainer = build(cfg, tmp_path)
+    reads = Reads(monkeypatch)
+
+    class Steps(pl.Callback):
+        """From the end of one step to the end of the next, both sides of an epoch's end left out."""
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+            reads.step = -1 if trainer.is_last_batch else trainer.global_step + 1
+
+    trainer.callbacks.append(Steps())  # type: ignore[attr-defined]
+    trainer.fit(model, datamodule=data)
+    between = {f"step {step}: {what}" for step, what in reads.counted if step % every}
+    assert not between, between
+    assert any(step % every == 0 for step, _ in reads.counted)  # the flag and the losses are read then
+    assert trainer.global_step == 2 * 10
