@@ -170,10 +170,11 @@ def compare(cache: str, items: int, size: int, batch: int, passes: int) -> dict[
         result["monai_workers"][kind], result["monai_images_per_s_by_workers"][kind] = workers, speed
         return run_through(monai_loader(cached, loader.batch_sampler, workers))
 
-    seconds = alternate({"plain": run_through(loader), "monai_plain": peer("plain", plain), "monai_tensors": peer("tensors", tensors),
-                         "monai_image_only": peer("image_only", images)}, passes, 1)  # fmt: skip
-    seconds |= alternate({"augmented": run_through_augmented(data, loader),
-                          "monai_augmented": peer("augmented", augmented)}, passes, 1)  # fmt: skip
+    peers = {"monai_plain": peer("plain", plain), "monai_tensors": peer("tensors", tensors),
+             "monai_image_only": peer("image_only", images)}  # fmt: skip
+    seconds = alternate({"plain": run_through(loader), **peers}, passes, 1)
+    augmenting = {"augmented": run_through_augmented(data, loader), "monai_augmented": peer("augmented", augmented)}
+    seconds |= alternate(augmenting, passes, 1)
     return result | {
         "speedup_plain": round(speedup(seconds, "plain", "monai_plain"), 2),
         "speedup_plain_tensors": round(speedup(seconds, "plain", "monai_tensors"), 2),

@@ -6,6 +6,7 @@ the backward pass. Both start from one codebook, and their codes are compared be
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from statistics import median
 
@@ -34,6 +35,8 @@ def pair(codebook_size: int, dim: int, decay: float) -> tuple[VectorQuantizer, V
 
 
 def main() -> None:
+    quick = "--quick" in sys.argv[1:]  # to see that it runs; nothing is stored
+    passes = 2 if quick else 15
     torch.manual_seed(0)
     ours, peer = pair(512, 64, 0.99)
     z = torch.randn(8, 64, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -55,8 +58,8 @@ def main() -> None:
         return z_q.square().mean() + commitment.sum()
 
     with torch.no_grad():
-        forward = alternate({"ours": lambda: ours(z), "peer": lambda: peer(z)}, passes=15)
-    both = alternate({"ours": backward(loss_ours), "peer": backward(loss_peer)}, passes=15)
+        forward = alternate({"ours": lambda: ours(z), "peer": lambda: peer(z)}, passes=passes)
+    both = alternate({"ours": backward(loss_ours), "peer": backward(loss_peer)}, passes=passes)
     store(
         "quantizer",
         {
@@ -67,6 +70,7 @@ def main() -> None:
             "ms_peer": round(1e3 * median(forward["peer"]), 2),
             "codes_equal": equal,
         },
+        keep=not quick,
     )
 
 

@@ -133,7 +133,7 @@ def _settings(value: object) -> str:
 
 def _gather_views(data: MRIDataModule, found: Description) -> None:
     """The first usable volume of each contrast, read from its file."""
-    scans: dict[tuple[str, str], Scan] = {(str(s.path), s.contrast): s for s in data.scans()}
+    scans: dict[tuple[str, str], Scan] = {(str(s.path), s.contrast): s for s in data.found}
     for contrast in data.spec.contrasts:
         rows = [r for r in found.rows if r["contrast"] == contrast and r["split"]]
         volumes = [r for r in rows if r["orientation"] != "picture"]

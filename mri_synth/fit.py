@@ -11,11 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from mri_synth import outputs
-from mri_synth.callbacks.loggers import TidyCSV
+from mri_synth.callbacks import loggers
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.split import write_manifest
 from mri_synth.metrics.references import NOTES, references
@@ -46,19 +45,18 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
     if trainer.is_global_zero:
         write_manifest(folder / "split.csv", data.manifest)
         outputs.write_results(folder, about | {"status": "started"})
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.config.update({"config": OmegaConf.to_container(cfg), **about}, allow_val_change=True)
+        loggers.describe(trainer.loggers, about)
     if cfg.task == "fit":
         resume = folder / "last.ckpt" if cfg.resume else None
-        if resume:
-            forget_what_comes_again(trainer, int(read_checkpoint(resume)["global_step"]))
+        if resume and trainer.is_global_zero:
+            loggers.forget_after(trainer.loggers, int(read_checkpoint(resume)["global_step"]))
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
         best = next(p for p in (folder / "best.ckpt", folder / "last.ckpt") if p.exists())
     else:
         best = Path(cfg.ckpt)
     trainer.strategy.barrier("fit")
     content = initialise_from(model, best, "ckpt")
+    warn_of_other_data(content, data)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     if cfg.task == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
         metrics[f"best/{model.monitor[0]}"] = content["callbacks"]["Checkpoints"]["best"]
@@ -74,8 +72,8 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
         known = references(data) if model.reconstructs() else {}
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
-            "status": "finished", "metrics": metrics, "details": details, "references": known,
-            "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()},
+            "status": "finished", "resumed": bool(cfg.resume), "metrics": metrics, "details": details,
+            "references": known, "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()},
             "epochs": trainer.current_epoch, "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
             "peak_memory_bytes": peak_memory(model), "checkpoint": str(best), "data_leaks_dropped": data.leaks,
@@ -84,30 +82,25 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
         if histogram is not None:
             np.save(folder / "codebook.npy", histogram.cpu().numpy())
         report = write_report(folder)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update(metrics)
         test = metrics.get("test/ssim")
         log.info("%s\nreport: %s", f"test/ssim {test:.4f}" if test is not None else "", report)
-    for logger in trainer.loggers:
-        logger.finalize("success")
-        if isinstance(logger, WandbLogger):
-            import wandb
-
-            wandb.finish()
+        loggers.finish(trainer.loggers, metrics)
     return metrics.get(name)
 
 
-def forget_what_comes_again(trainer: pl.Trainer, step: int) -> None:
-    """Drop the metrics that the killed run wrote after its last checkpoint.
+def warn_of_other_data(content: dict[str, Any], data: MRIDataModule) -> None:
+    """Say so when a checkpoint is scored on data that were prepared otherwise than those it was trained on.
 
     Args:
-        trainer: with its loggers.
-        step: of the checkpoint.
+        content: of the checkpoint.
+        data: set up.
     """
-    for logger in trainer.loggers:
-        if isinstance(logger, TidyCSV) and trainer.is_global_zero:
-            logger.forget_after(step)
+    there, here = content["hyper_parameters"]["spec"], data.spec.to_dict()
+    keys = [k for k in ("channels", "size", "contrasts", "plane", "simulated") if str(there[k]) != str(here[k])]
+    before, now = there["preparation"], here["preparation"]
+    keys += [f"preparation.{k}" for k in now if str(before.get(k)) != str(now[k]) and k not in keys]
+    if keys:
+        log.warning("the checkpoint was trained on data prepared otherwise: %s", ", ".join(keys))
 
 
 def describe_run(cfg: DictConfig, data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mri_synth import outputs
 from mri_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def shared_folder(own: Path, given: bool) -> Path:
         return Path(os.environ[_RUN])
     tasks = max(int(os.environ.get(n, 1)) for n in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
     if tasks > 1 and not given:
+        with suppress(FileNotFoundError):  # another process may be quicker
+            outputs.discard_unused(own)
         raise UserError(f"{tasks} processes were started from outside (torchrun, srun) and must share one run folder: "
                         "add hydra.run.dir=outputs/NAME")  # fmt: skip
     return own

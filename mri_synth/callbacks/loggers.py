@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +105,46 @@ def csv_only() -> list[Logger]:
         No logger.
     """
     return []
+
+
+def describe(loggers: Sequence[Logger], about: Mapping[str, Any]) -> None:
+    """What was run, on what and with what, where a logger has a place for it.
+
+    Args:
+        loggers: of the run.
+        about: plain values.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update(dict(about), allow_val_change=True)
+
+
+def finish(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:
+    """The final metrics, and the end of the run: the next one of a sweep is another.
+
+    Args:
+        loggers: of the run.
+        metrics: name to value.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb  # half a second that other loggers need not wait
+
+            logger.experiment.summary.update(dict(metrics))
+            logger.finalize("success")
+            wandb.finish()
+
+
+def forget_after(loggers: Sequence[Logger], step: int) -> None:
+    """Drop what the killed run logged after its last checkpoint: the resumed run logs it again.
+
+    Args:
+        loggers: of the run.
+        step: of the checkpoint.
+    """
+    for logger in loggers:
+        if isinstance(logger, TidyCSV):
+            logger.forget_after(step)
 
 
 def run_id(run: Path) -> str:

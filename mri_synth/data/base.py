@@ -206,6 +206,12 @@ class MRIDataModule(pl.LightningDataModule):
         """The prepared slices."""
         return self._open()
 
+    @property
+    def found(self) -> list[Scan]:
+        """What `scans()` said when the store was opened; it is not asked, and does not warn, again."""
+        self._open()
+        return self._scans
+
     def _prepared(self, todo: list[Study], skip: bool) -> Iterator[Prepared]:
         from tqdm import tqdm
 

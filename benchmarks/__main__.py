@@ -1,0 +1,49 @@
+"""The stored results as a table: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+PROMISED = {
+    "speedup_plain": ">= 2",
+    "speedup_augmented": ">= 5",
+    "first_batch_s": "< 1",
+    "overhead_vs_loop": "<= 0.05",
+    "speedup_vs_fp32": ">= 1.6",
+}
+"""Figures that were promised, and how much."""
+
+
+def table(folder: Path) -> str:
+    """Every stored result in Markdown.
+
+    Args:
+        folder: of the JSON files.
+
+    Returns:
+        One row per figure; lists and tables within a result are written as they are.
+    """
+    lines = ["| benchmark | figure | value | promised |", "| --- | --- | --- | --- |"]
+    machines: dict[str, str] = {}
+    for path in sorted(folder.glob("*.json")):
+        result: dict[str, Any] = json.loads(path.read_text())
+        name = result.pop("benchmark", path.stem)
+        machines[name] = ", ".join(f"{k} {v}" for k, v in result.pop("machine", {}).items() if v is not None)
+        lines += [f"| {name} | {k} | {_written(v)} | {PROMISED.get(k, '')} |" for k, v in result.items()]
+    return "\n".join([*lines, "", *(f"{name}: {machine}" for name, machine in machines.items())])
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{k} {_written(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(str, value)) if len(value) == 2 else " ".join(map(str, value))
+    return str(value)
+
+
+if __name__ == "__main__":
+    print(table(RESULTS))
