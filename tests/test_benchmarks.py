@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from conftest import ROOT, Compose
 
 KEYS = {

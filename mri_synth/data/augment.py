@@ -35,8 +35,7 @@ def uniform(seed: int, epoch: int, items: Tensor, draws: int) -> Tensor:
     x = _mix(torch.full((), seed + _GOLDEN, dtype=torch.int64, device=items.device))
     x = _mix(_mix(x ^ epoch) ^ items)
     bits = _mix(x[:, None] + _GOLDEN * torch.arange(1, draws + 1, device=items.device))
-    u: Tensor = _shift(bits, 40).float() * 2.0**-24
-    return u
+    return _shift(bits, 40).float() * 2.0**-24
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -47,7 +46,8 @@ def _mix(x: Tensor) -> Tensor:
 
 def _shift(x: Tensor, by: int) -> Tensor:
     """x >> by of the unsigned number with the bits of x."""
-    return (x >> by) & (2 ** (64 - by) - 1)
+    shifted: Tensor = (x >> by) & (2 ** (64 - by) - 1)
+    return shifted
 
 
 def augment(batch: Batch, settings: AugmentSettings, seed: int, epoch: int) -> Batch:

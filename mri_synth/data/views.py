@@ -110,15 +110,14 @@ class Images(Dataset[Batch]):
         if name == MASK:
             raw = torch.from_numpy(self.store.read(name, np.maximum(at, 0)))[:, None]
             return raw.float() * torch.from_numpy(at >= 0)[:, None, None, None]
-        out = torch.empty(len(rows), 1, self.store.size, self.store.size)
-        images = out.numpy()[:, 0]
+        images = np.empty((len(rows), self.store.size, self.store.size), np.float32)
         # A few rows at a time stay in the processor's cache from the read to the last multiplication. NumPy and not
         # torch: one thread is fast enough, and starting several costs more than it saves beside a busy neighbour.
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             part = images[start : start + _ROWS_AT_ONCE]
             np.copyto(part, self.store.read(name, at[start : start + _ROWS_AT_ONCE]))
             np.multiply(part, _STEP, out=part)
-        return out
+        return torch.from_numpy(images)[:, None]
 
 
 class Labelled(Images):
