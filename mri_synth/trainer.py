@@ -114,7 +114,7 @@ def make_trainer(
         gradient_clip_val=gradient_clip,
         accumulate_grad_batches=accumulate,
         check_val_every_n_epoch=val_every_epochs,
-        log_every_n_steps=1,  # the module itself logs every log_every_steps: each call costs
+        log_every_n_steps=log_every_steps,  # as the module does; oftener would write its last values again every step
         deterministic=deterministic,
         limit_train_batches=limit_train_batches,
         limit_val_batches=limit_val_batches,

@@ -104,10 +104,14 @@ def test_no_step_waits_for_the_device_between_log_intervals(
     reads = Reads(monkeypatch)
 
     class Steps(pl.Callback):
-        """From the end of one step to the end of the next, both sides of an epoch's end left out."""
+        """A step lasts from its start to the start of the next: loading and logging included, an epoch's end not."""
 
-        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-            reads.step = -1 if trainer.is_last_batch else trainer.global_step + 1
+        def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+            reads.step = trainer.global_step + 1
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            if trainer.is_last_batch:
+                reads.step = -1
 
     trainer.callbacks.append(Steps())  # type: ignore[attr-defined]
     trainer.fit(model, datamodule=data)
@@ -115,3 +119,6 @@ def test_no_step_waits_for_the_device_between_log_intervals(
     assert not between, between
     assert any(step % every == 0 for step, _ in reads.counted)  # the flag and the losses are read then
     assert trainer.global_step == 2 * 10
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    logged = [int(step) for step, _, name, _ in rows if name == "train/loss"]
+    assert logged == [3, 7, 11, 15, 19]  # once each, and nothing again in the steps after

@@ -116,9 +116,7 @@ def test_several_series_in_one_folder(tmp_path):
         ("1.2.3", 6, "series 1.2.3"),
         ("1.2.4", 6, "series 1.2.4"),
     ]
-    with pytest.raises(
-        UserError, match=r"2 series; name one by --series UID:\n  1\.2\.3  series 1\.2\.3, 6 files"
-    ):
+    with pytest.raises(UserError, match=r"2 series; name one by --series UID:\n  1\.2\.3  series 1\.2\.3, 6 files"):
         read(tmp_path)
     with pytest.raises(UserError, match=r"no series=9; there is"):
         read(tmp_path, "9")
