@@ -204,7 +204,7 @@ def main() -> None:
     overrides = ["logger=csv", "trainer.limit_val_batches=1", "trainer.max_epochs=1000", "trainer.pictures=0"]
     if quick:
         overrides += ["data.subjects=[8,2,2]", "data.size=32", "data.batch_size=8", "trainer.log_every_steps=2"]
-    passes, steps = (2, 2) if quick else (7, 10)
+    passes, steps = (2, 2) if quick else (15, 10)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("run", [*overrides, *(w for w in words if w != "--quick")])
     if "codebook_warmup" in cfg.model:
@@ -221,7 +221,7 @@ def main() -> None:
             "batch_size": data.batch_size,
             "parameters": sum(p.numel() for p in model.parameters()),
             **overhead(data, model, trainer, cfg.trainer.log_every_steps, passes),
-            **against_fp32(data, fresh.to(trainer.strategy.root_device), steps, passes),
+            **against_fp32(data, fresh.to(trainer.strategy.root_device), steps, max(2, passes // 2)),
         }
     store("step", result, keep=not quick)
 

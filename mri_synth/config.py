@@ -200,7 +200,7 @@ def needs_against_offers(model: Any, data: Any, values: Mapping[str, Any]) -> li
         The mistakes, with the way out.
     """
     needs = called(model.needs, values["model"])
-    reason = data.refuses(needs, values["data"])
+    reason = data.refuses(needs, values["data"]) or called(model.refuses, {**values["data"], **values["model"]})
     name = Path(values["model"]["_target_"].rpartition(".")[0].replace(".", "/")).name
     return [f"model={name} {reason}"] if reason else []
 

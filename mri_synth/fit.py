@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from mri_synth import outputs
 from mri_synth.callbacks import loggers
@@ -26,12 +26,12 @@ from mri_synth.trainer import Throughput
 log = logging.getLogger(__name__)
 
 
-def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: SynthModule, trainer: pl.Trainer,
+def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, model: SynthModule, trainer: pl.Trainer,
                  started: float) -> float | None:  # fmt: skip
     """Train (unless task=test), score the best checkpoint on the test split once, write results and report.
 
     Args:
-        cfg: the run's configuration.
+        config: of the run, plain values.
         folder: of the run.
         data: set up.
         model: built for these data.
@@ -41,24 +41,24 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
     Returns:
         The monitored metric of the best checkpoint; with task=test the same metric on the test split.
     """
-    about = describe_run(cfg, data, model, trainer)
+    about = describe_run(config, data, model, trainer)
     if trainer.is_global_zero:
         write_manifest(folder / "split.csv", data.manifest)
         outputs.write_results(folder, about | {"status": "started"})
         loggers.describe(trainer.loggers, about)
-    if cfg.task == "fit":
-        resume = folder / "last.ckpt" if cfg.resume else None
+    if config["task"] == "fit":
+        resume = folder / "last.ckpt" if config["resume"] else None
         if resume and trainer.is_global_zero:
             loggers.forget_after(trainer.loggers, int(read_checkpoint(resume)["global_step"]))
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
         best = next(p for p in (folder / "best.ckpt", folder / "last.ckpt") if p.exists())
     else:
-        best = Path(cfg.ckpt)
+        best = Path(config["ckpt"])
     trainer.strategy.barrier("fit")
     content = initialise_from(model, best, "ckpt")
     warn_of_other_data(content, data)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    if cfg.task == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
+    if config["task"] == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
         metrics[f"best/{model.monitor[0]}"] = content["callbacks"]["Checkpoints"]["best"]
     details: dict[str, Any] = {}
     if len(data.view("test")):
@@ -67,12 +67,12 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
         details = score_details(data, model)
     else:
         log.warning("the test split is empty: nothing was tested")
-    name = f"best/{model.monitor[0]}" if cfg.task == "fit" else model.monitor[0].replace("val/", "test/")
+    name = f"best/{model.monitor[0]}" if config["task"] == "fit" else model.monitor[0].replace("val/", "test/")
     if trainer.is_global_zero:
         known = references(data) if model.reconstructs() else {}
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
-            "status": "finished", "resumed": bool(cfg.resume), "metrics": metrics, "details": details,
+            "status": "finished", "resumed": bool(config["resume"]), "metrics": metrics, "details": details,
             "references": known, "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()},
             "epochs": trainer.current_epoch, "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
@@ -84,7 +84,7 @@ def fit_and_test(cfg: DictConfig, folder: Path, data: MRIDataModule, model: Synt
         report = write_report(folder)
         test = metrics.get("test/ssim")
         log.info("%s\nreport: %s", f"test/ssim {test:.4f}" if test is not None else "", report)
-        loggers.finish(trainer.loggers, metrics)
+        loggers.summarise(trainer.loggers, metrics)
     return metrics.get(name)
 
 
@@ -96,18 +96,21 @@ def warn_of_other_data(content: dict[str, Any], data: MRIDataModule) -> None:
         data: set up.
     """
     there, here = content["hyper_parameters"]["spec"], data.spec.to_dict()
-    keys = [k for k in ("channels", "size", "contrasts", "plane", "simulated") if str(there[k]) != str(here[k])]
+    there, here = (json.loads(json.dumps(spec)) for spec in (there, here))  # a checkpoint has lists for tuples
+    keys = [k for k in ("channels", "size", "contrasts", "plane", "simulated") if there[k] != here[k]]
     before, now = there["preparation"], here["preparation"]
-    keys += [f"preparation.{k}" for k in now if str(before.get(k)) != str(now[k]) and k not in keys]
+    keys += [f"preparation.{k}" for k in now if before.get(k) != now[k] and k not in keys]
     if keys:
         log.warning("the checkpoint was trained on data prepared otherwise: %s", ", ".join(keys))
 
 
-def describe_run(cfg: DictConfig, data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[str, Any]:
+def describe_run(
+    config: dict[str, Any], data: MRIDataModule, model: SynthModule, trainer: pl.Trainer
+) -> dict[str, Any]:
     """What was run, on what, with what.
 
     Args:
-        cfg: the run's configuration.
+        config: of the run, plain values.
         data: set up.
         model: built.
         trainer: built.
@@ -120,8 +123,9 @@ def describe_run(cfg: DictConfig, data: MRIDataModule, model: SynthModule, train
     explanations |= {f"{split}/{name}": explain(f) for split in ("val", "test") for name, f in EXPLAINED.items()}
     total = explain(type(model).losses)
     return {
-        "task": cfg.task, "model": type(model).__module__.split(".")[-1], "data": type(data).__module__.split(".")[-1],
-        "simulated": data.simulated, "seed": cfg.seed, "config": OmegaConf.to_container(cfg, resolve=True),
+        "task": config["task"], "model": type(model).__module__.split(".")[-1],
+        "data": type(data).__module__.split(".")[-1],
+        "simulated": data.simulated, "seed": config["seed"], "config": config,
         "split_hash": outputs.table_hash(data.manifest), "data_hash": data.data_hash,
         "device": str(trainer.strategy.root_device), "world_size": trainer.world_size,
         "precision": trainer.precision, "parameters": sum(p.numel() for p in model.parameters()),

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import resource
@@ -116,7 +117,16 @@ def write_results(run: Path, results: Mapping[str, Any]) -> None:
         run: the run's folder.
         results: plain values.
     """
-    write_text(run / "results.json", json.dumps(results, indent=2, default=str) + "\n")
+    write_text(run / "results.json", json.dumps(_finite(results), indent=2, default=str) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The same, null for NaN and infinity: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def environment() -> dict[str, Any]:

@@ -143,9 +143,12 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
                 return None
             if trainer.is_global_zero:
                 outputs.save_config(cfg, folder)
+            from mri_synth.callbacks import loggers
             from mri_synth.fit import fit_and_test
 
-            return fit_and_test(cfg, folder, data, model, trainer, started)
+            plain: Any = OmegaConf.to_container(cfg, resolve=True)
+            with loggers.ended(trainer.loggers):
+                return fit_and_test(plain, folder, data, model, trainer, started)
 
 
 def resumed_config(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfig:
@@ -179,7 +182,7 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictC
             )
     merged = OmegaConf.merge(old, OmegaConf.from_dotlist(changes))
     assert isinstance(merged, DictConfig)
-    merged.resume = str(folder)
+    merged.resume, merged.init_from = str(folder), None  # its weights are in last.ckpt
     return merged
 
 
@@ -197,11 +200,13 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     from hydra.utils import get_class, instantiate
 
     from mri_synth.callbacks.loggers import TidyCSV
+    from mri_synth.trainer import require_device
 
     relaunch.hush()
     # not so here: the data module's state resumes it; batches are read whole; what is logged is the same on all ranks
     for text in ("your dataloader is not resumable", "LeafSpec", "does not have many workers", "sync_dist=True"):
         warnings.filterwarnings("ignore", f".*{text}")
+    require_device(cfg.trainer.accelerator)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     data: MRIDataModule = instantiate(cfg.data, _convert_="all")
     data.seed = cfg.seed

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from mri_synth.callbacks.checkpoints import Checkpoints, ExactResume, StopCleanly
 from mri_synth.callbacks.pictures import Pictures
 from mri_synth.callbacks.sentinels import NonFinite
+from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 
 Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
@@ -82,6 +83,7 @@ def make_trainer(
     Returns:
         The trainer, callbacks included.
     """
+    require_device(accelerator)
     on_gpu = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
     if precision == "auto":
         precision = "bf16-mixed" if computes_in_bf16(on_gpu) else "32-true"
@@ -128,6 +130,23 @@ def make_trainer(
         enable_model_summary=False,
         default_root_dir=run,
     )
+
+
+def require_device(accelerator: str) -> None:
+    """Refuse an accelerator that this machine lacks, before data are prepared for it.
+
+    Args:
+        accelerator: as in `make_trainer`.
+
+    Raises:
+        UserError: there is none.
+    """
+    missing = (accelerator == "gpu" and not torch.cuda.is_available()) or (
+        accelerator == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise UserError(f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no such device here; "
+                        "say trainer=cpu, or trainer=auto to take what there is")  # fmt: skip
 
 
 def computes_in_bf16(on_gpu: bool) -> bool:
@@ -179,14 +198,18 @@ class Limits(pl.Callback):
         """
         self.steps, self.minutes = steps, minutes
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock starts."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock starts; a resumed run may have made its steps already."""
         self.start = time.monotonic()
+        if self.steps is not None and trainer.global_step >= self.steps:
+            trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         """Ask for the stop; the epoch's validation still runs."""
         late = self.minutes is not None and time.monotonic() - self.start > 60 * self.minutes
+        if self.minutes is not None and trainer.world_size > 1:  # clocks differ, and all must stop at one step
+            late = trainer.strategy.reduce_boolean_decision(late, all=False)
         if late or (self.steps is not None and trainer.global_step >= self.steps):
             trainer.should_stop = True
 
@@ -229,7 +252,7 @@ class Throughput(pl.Callback):
         if trainer.state.fn == "fit" and seconds:
             figure = {"images_per_second": images / seconds, "epoch": trainer.current_epoch}
             for logger in trainer.loggers:
-                logger.log_metrics(figure, trainer.global_step)
+                logger.log_metrics(figure, trainer.global_step - 1)  # the step of the epoch's last losses
 
 
 class Bar(TQDMProgressBar):

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, Compose
 
 KEYS = {
-    "loader": {"speedup_plain", "speedup_plain_tensors", "speedup_plain_image_only", "speedup_augmented",
+    "loader": {"speedup_plain", "speedup_plain_metatensor", "speedup_plain_image_only", "speedup_augmented",
                "first_batch_s", "memory_growth_mib"},
     "step": {"overhead_vs_loop", "speedup_vs_fp32", "gflop_per_step", "share_of_peak"},
     "quantizer": {"speedup", "speedup_with_backward", "codes_equal"},

@@ -77,4 +77,4 @@ def test_every_run_leaves_its_pictures_animation_and_report(trained):
         assert gif.n_frames == epochs + 1
     page = (folder / "report.html").read_text()
     assert "SIMULATED" in page.upper()
-    assert "src=\"http" not in page
+    assert 'src="http' not in page

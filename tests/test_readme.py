@@ -148,9 +148,7 @@ def test_the_numbers_of_the_protocol_and_of_bench_v1_are_those_of_the_code(compo
     from mri_synth.metrics.scores import PROTOCOLS
 
     text = " ".join(README.split())
-    protocol = "Gaussian window 11 (sd 1.5), K1 0.01, K2 0.03, data range 1 on [0, 1]"
-    assert protocol in text
-    assert protocol in PROTOCOLS["ssim"]
+    assert PROTOCOLS["ssim"] in " ".join(text.split())
     data = compose().data
     said = (f"{' / '.join(map(str, BENCH_V1.subjects))} subjects, {BENCH_V1.slices} axial slices each, "
             f"{data.size}x{data.size}, {data.contrasts[0]}, white-matter SNR {BENCH_V1.snr:g}, random deformations of "

@@ -1,4 +1,4 @@
-"""A run from end to end: resume bit for bit, clean stop, non-finite loss, init_from, task=test and plan, W&B offline."""
+"""A run from end to end: exact resume, clean stop, non-finite loss, init_from, task=test and plan, W&B offline."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mri_synth.errors import UserError
 from mri_synth.run import run
 
 SMALL = ["logger=csv", "data.subjects=[4,2,2]", "data.size=32", "data.batch_size=8", "model.hidden_channels=8",
-         "model.codebook_size=16", "model.codebook_dim=8", "model.res_blocks=1", "model.warmup_steps=3", "model.codebook_warmup=2",
-         "data.augment.flip=0.5", "data.augment.gain=0.2", "trainer.progress=false", "trainer.pictures=2",
+         "model.codebook_size=16", "model.codebook_dim=8", "model.res_blocks=1", "model.warmup_steps=3",
+         "model.codebook_warmup=2", "data.augment.flip=0.5", "data.augment.gain=0.2", "trainer.progress=false", "trainer.pictures=2",
          "trainer.log_every_steps=1", "trainer.max_epochs=3"]  # fmt: skip
 STEPS = 15  # 4 subjects x 10 slices / 8, 3 epochs
 
@@ -107,7 +107,7 @@ def test_a_checkpoint_is_never_half_written(tmp_path, compose, monkeypatch):
         save_checkpoint = full
 
     (tmp_path / "last.ckpt").write_bytes(b"good")
-    with pytest.raises(UserError, match="No space left.*the checkpoint before it is untouched"):
+    with pytest.raises(UserError, match=r"No space left.*the checkpoint before it is untouched"):
         Checkpoints(tmp_path, ("val/loss", "min"), 1, None).save(FakeTrainer(), "last.ckpt")  # type: ignore[arg-type]
     assert (tmp_path / "last.ckpt").read_bytes() == b"good"
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
@@ -228,7 +228,9 @@ def test_the_csv_forgets_what_comes_again_and_a_torn_last_line(tmp_path):
 
 
 def test_run_ids_are_stable_and_plain():
-    assert run_id(Path("/x/outputs/sweeps/2026/0_seed-1")) == "sweeps-2026-0_seed-1"
+    assert run_id(Path("/x/outputs/sweeps/2026/0_seed-1")).startswith("sweeps-2026-0_seed-1-")
+    assert run_id(Path("/x/outputs/run=1")) == run_id(Path("/x/outputs/run=1"))
+    assert run_id(Path("/x/outputs/run1")) != run_id(Path("/y/outputs/run1"))
 
 
 @pytest.mark.slow
@@ -259,6 +261,7 @@ def leveldb_records(content: bytes):
 @pytest.mark.slow
 def test_an_offline_wandb_run_read_back_from_its_file(tmp_path, compose, monkeypatch):
     from wandb.proto import wandb_internal_pb2
+
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     overrides = [*(w for w in SMALL if w != "logger=csv"), "trainer.max_epochs=2"]
     run(compose(*overrides), tmp_path, overrides)
@@ -280,3 +283,66 @@ def test_an_offline_wandb_run_read_back_from_its_file(tmp_path, compose, monkeyp
     assert json.loads(configuration["config"])["model"]["codebook_size"] == 16
     assert identity == run_id(tmp_path)
     assert list(tmp_path.rglob("media/images/image/*.png"))
+
+
+def test_resume_is_exact_with_accumulated_gradients_too(tmp_path, compose, monkeypatch):
+    words = [*SMALL, "trainer.accumulate=3", "trainer.checkpoint_every_steps=1", "data.batch_size=4"]
+    run(compose(*words), tmp_path / "a", words)
+    with monkeypatch.context() as patch:
+        patch.setattr(NonFinite, "on_train_batch_end", _kill_at_batch(16))
+        with pytest.raises(Killed):
+            run(compose(*words), tmp_path / "b", words)
+    run(compose(f"resume={tmp_path / 'b'}"), tmp_path / "b", [f"resume={tmp_path / 'b'}"])
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def _kill_at_batch(batch: int):
+    before = NonFinite.on_train_batch_end
+
+    def hook(self, *args):
+        before(self, *args)
+        if self.seen == batch:
+            raise Killed
+
+    return hook
+
+
+def test_a_run_that_reached_its_last_step_trains_no_further_when_resumed(tmp_path, compose):
+    words = [*SMALL, "trainer.max_steps=7"]
+    run(compose(*words), tmp_path, words)
+    before = weights(tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
+    run(compose(f"resume={tmp_path}"), tmp_path, [f"resume={tmp_path}"])
+    assert all(torch.equal(before[k], v) for k, v in weights(tmp_path).items())
+
+
+def test_no_false_alarm_about_the_data_after_a_fit(tmp_path, compose, caplog):
+    words = [*SMALL, "trainer.max_epochs=1"]
+    run(compose(*words), tmp_path / "a", words)
+    assert "prepared otherwise" not in caplog.text
+    words = [*words, "task=test", f"ckpt={tmp_path / 'a/best.ckpt'}", "data.size=64"]
+    run(compose(*words), tmp_path / "b", words)
+    assert "trained on data prepared otherwise: size" in caplog.text
+
+
+def test_a_short_training_is_not_all_warm_up(tmp_path, compose):
+    words = [*SMALL, "model.codebook_warmup=1000", "trainer.max_epochs=2"]
+    run(compose(*words), tmp_path, words)
+    assert weights(tmp_path, "best.ckpt")["quantizer.initialised"]
+
+
+def test_check_names_what_model_data_and_machine_cannot_do(compose):
+    from mri_synth.config import check
+    from mri_synth.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"1/16, and data.size=100 is no multiple of that; try data.size=96"):
+        check(compose("data.size=100", "model.downsample=16"))
+    with pytest.raises(ConfigError, match=r"model.betas=\[2,0.9\]"):
+        check(compose("model.betas=[2,0.9]"))
+    if not torch.cuda.is_available():
+        from mri_synth.trainer import require_device
+
+        with pytest.raises(UserError, match="finds no such device here; say trainer=cpu"):
+            require_device("gpu")

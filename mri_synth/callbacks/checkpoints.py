@@ -76,7 +76,7 @@ class Checkpoints(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         """Every N steps, except on an epoch's last batch."""
-        if trainer.global_step % self.every_steps == 0 and not trainer.is_last_batch:
+        if trainer.global_step % self.every_steps == 0 and ends_a_step(trainer, batch_idx):
             self.save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -182,6 +182,20 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def ends_a_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether an optimizer step has just been made that is not the epoch's last one: gradients that are only
+    accumulated are in no checkpoint, and on the last batch the validation is still to come.
+
+    Args:
+        trainer: of the run.
+        batch_idx: of the batch that was just trained on.
+
+    Returns:
+        True between two steps of an epoch.
+    """
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+
+
 _SAVE_ONLY = 1
 """In place of a signal's number, and less than those we listen to."""
 
@@ -224,8 +238,8 @@ class StopCleanly(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
-        """Save between two batches; on an epoch's last batch its validation does that."""
-        if trainer.is_last_batch:
+        """Save between two steps; on an epoch's last batch its validation does that."""
+        if not ends_a_step(trainer, batch_idx):
             return
         asked = self.asked or 0
         if trainer.world_size > 1:
@@ -244,10 +258,15 @@ class StopCleanly(pl.Callback):
             self._stop(number)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Asked during validation: its checkpoint stands already."""
-        if self.asked is not None and trainer.world_size == 1 and trainer.current_epoch > 0:
-            number, self.asked = self.asked, None
-            self._stop(number)
+        """Asked on an epoch's last batch or during validation: its checkpoint stands already."""
+        if trainer.global_step == 0:
+            return
+        asked = self.asked or 0
+        if trainer.world_size > 1:
+            asked = int(trainer.strategy.reduce(torch.tensor(asked, device=pl_module.device), reduce_op="max"))
+        if asked:
+            self.asked = None
+            self._stop(asked)
 
     def _stop(self, number: int) -> None:
         if number == _SAVE_ONLY:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,8 +90,10 @@ def wandb_logger(
         mode: "auto" is online with an API key and offline without; never a prompt.
 
     Returns:
-        One logger.
+        One logger; none with WANDB_MODE=disabled.
     """
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return []
     keyed = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_key()
     offline = mode == "offline" or (mode == "auto" and not keyed) or os.environ.get("WANDB_MODE") == "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -119,8 +123,8 @@ def describe(loggers: Sequence[Logger], about: Mapping[str, Any]) -> None:
             logger.experiment.config.update(dict(about), allow_val_change=True)
 
 
-def finish(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:
-    """The final metrics, and the end of the run: the next one of a sweep is another.
+def summarise(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:
+    """The final metrics, where a logger has a place for them.
 
     Args:
         loggers: of the run.
@@ -128,11 +132,29 @@ def finish(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:
     """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            import wandb  # half a second that other loggers need not wait
-
             logger.experiment.summary.update(dict(metrics))
             logger.finalize("success")
-            wandb.finish()
+
+
+@contextmanager
+def ended(loggers: Sequence[Logger]) -> Iterator[None]:
+    """A run of W&B ends with ours, however that ends: the next job of a sweep must not log into it.
+
+    Args:
+        loggers: of the run.
+
+    Yields:
+        Nothing.
+    """
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in loggers):
+            import wandb  # half a second that other loggers need not wait
+
+            wandb.finish(exit_code=int(failed))
 
 
 def forget_after(loggers: Sequence[Logger], step: int) -> None:
@@ -148,17 +170,18 @@ def forget_after(loggers: Sequence[Logger], step: int) -> None:
 
 
 def run_id(run: Path) -> str:
-    """A stable id from the path below outputs/: letters, digits, - and _.
+    """A stable id from the run's place: its path below outputs/ (else its name) and a hash of the whole path.
 
     Args:
         run: the run's folder.
 
     Returns:
-        At most 128 characters.
+        At most 128 letters, digits, - and _.
     """
     parts = run.resolve().parts
+    mark = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:8]  # two projects may both have an outputs/run1
     below = parts[parts.index("outputs") + 1 :] if "outputs" in parts else parts[-1:]
-    return "-".join("".join(c if c.isalnum() or c in "-_" else "_" for c in p) for p in below)[-128:]
+    return "-".join("".join(c if c.isalnum() or c in "-_" else "_" for c in p) for p in below)[-119:] + f"-{mark}"
 
 
 def _netrc_has_key() -> bool:

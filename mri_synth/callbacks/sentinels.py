@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from mri_synth.callbacks.checkpoints import ends_a_step
 from mri_synth.data.batch import Batch
 from mri_synth.errors import UserError
 
@@ -30,7 +31,8 @@ class NonFinite(pl.Callback):
         """
         self.folder, self.every_steps = folder, every_steps
         self.first_bad: Tensor | None = None
-        self.recent: deque[tuple[int, int, Tensor]] = deque(maxlen=every_steps + 1)
+        self.seen = 0  # batches; with accumulation several make a step
+        self.recent: deque[tuple[int, int, int, Tensor]] = deque()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch,
                            batch_idx: int) -> None:  # fmt: skip
@@ -38,11 +40,11 @@ class NonFinite(pl.Callback):
         loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
         if self.first_bad is None:
             self.first_bad = torch.full((), -1, dtype=torch.int64, device=loss.device)
-        step = trainer.global_step
-        self.recent.append((step, trainer.current_epoch, batch.index))
+        self.seen += 1
+        self.recent.append((self.seen, trainer.global_step, trainer.current_epoch, batch.index))
         newly = (self.first_bad < 0) & ~torch.isfinite(loss).all()
-        self.first_bad = torch.where(newly, step, self.first_bad)
-        if step % self.every_steps == 0:
+        self.first_bad = torch.where(newly, self.seen, self.first_bad)
+        if trainer.global_step % self.every_steps == 0 and ends_a_step(trainer, batch_idx):
             self.look(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -65,17 +67,19 @@ class NonFinite(pl.Callback):
         """
         if self.first_bad is None:
             return
-        steps = [int(self.first_bad)] * trainer.world_size
+        firsts = [int(self.first_bad)] * trainer.world_size
         if trainer.world_size > 1:
-            torch.distributed.all_gather_object(steps, steps[0])
-        step = min((s for s in steps if s >= 0), default=-1)
-        if step < 0:
+            torch.distributed.all_gather_object(firsts, firsts[0])
+        first = min((n for n in firsts if n >= 0), default=-1)
+        if first < 0:
+            self.recent.clear()  # all finite so far
             return
-        epoch, index = next(((e, i) for s, e, i in self.recent if s == step), (trainer.current_epoch, None))
+        unknown = (trainer.global_step, trainer.current_epoch, None)
+        step, epoch, index = next(((s, e, i) for n, s, e, i in self.recent if n == first), unknown)
         path = self.folder / "nonfinite_batch.pt"
         saved = ""
         known = index is not None and trainer.datamodule is not None  # type: ignore[attr-defined]
-        if index is not None and known and trainer.global_rank == steps.index(step):  # whose batch it was
+        if index is not None and known and trainer.global_rank == firsts.index(first):  # whose batch it was
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             items: Batch = data.view("train").__getitems__(index.tolist())
             torch.save({"step": step, "epoch": epoch, "index": index.cpu(), "image": items.image,
@@ -86,9 +90,9 @@ class NonFinite(pl.Callback):
                 f" The batch is in {path} (its items, subjects, epoch and seed: augmentation depends on these alone)."
             )
         raise UserError(
-            f"the loss was not finite at step {step} (epoch {epoch}).{saved} last.ckpt is from before it. Remedies, in "
-            "this order: a lower model.lr, trainer.gradient_clip=1, trainer.precision=32-true, and mri-synth describe "
-            "for the intensities of these subjects."
+            f"the loss was not finite at step {step} (epoch {epoch}).{saved} last.ckpt, if there is one, is from before "
+            "it. Remedies, in this order: a lower model.lr, trainer.gradient_clip=1, trainer.precision=32-true, and "
+            "mri-synth describe for the intensities of these subjects."
         )
 
     def on_save_checkpoint(

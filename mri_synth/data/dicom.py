@@ -90,7 +90,7 @@ def read_series(folder: Path, series: str | None = None) -> Volume:
     chosen = [s for s in found if series in (None, s.uid)]
     if not chosen:
         raise UserError(f"{folder}: no series={series}; there is:{listed}")
-    return _stack(folder, [_read(file) for file in chosen[0].files])
+    return _stack(folder, chosen[0].files)
 
 
 def _search(folder: Path) -> tuple[list[Series], dict[Path, str]]:
@@ -155,8 +155,9 @@ def _read(file: Path) -> Dataset:
     return data
 
 
-def _stack(folder: Path, slices: list[Dataset]) -> Volume:
+def _stack(folder: Path, files: tuple[Path, ...]) -> Volume:
     """One regular stack of slices as a canonical volume."""
+    slices = [_read(file) for file in files]
     for key in ("Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
         if (kinds := _distinct([np.atleast_1d(np.array(s[key].value, float)) for s in slices])) and len(kinds) > 1:
             raise UserError(
@@ -176,7 +177,7 @@ def _stack(folder: Path, slices: list[Dataset]) -> Volume:
     array = np.stack([_values(s).T for s in slices], -1)
     dtype = np.dtype(np.float32) if any(_rescale(s) != (1.0, 0.0) for s in slices) else slices[0].pixel_array.dtype
     orientation = nib.io_orientation(affine)
-    return canonical(array, dtype, Source(folder, "dicom", array.shape, affine, orientation))
+    return canonical(array, dtype, Source(folder, "dicom", array.shape, affine, orientation, files=files))
 
 
 def _step(folder: Path, slices: list[Dataset], positions: Array, normal: Array) -> Array:

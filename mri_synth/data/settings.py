@@ -83,7 +83,7 @@ class SplitSettings:
         fractions: of subjects (or blocks) in train, val, test; sums to 1.
         seed: of the shuffle; independent of the experiment's seed so that runs share their split.
         block_size: files per block.
-        file: a manifest CSV with columns subject and split (such as split.csv of an earlier run).
+        file: a manifest CSV with columns subject and split (such as split.csv of an earlier run), for by=given.
         on_leak: a subject or an identical image in two splits is an "error", or "drop"-ped from the earlier
             of train, val, test, and listed.
     """
@@ -97,12 +97,16 @@ class SplitSettings:
 
     @staticmethod
     def problems(arguments: Mapping[str, Any]) -> list[str]:
-        """What is wrong beyond types and ranges: fractions that are not three shares of a whole."""
+        """What is wrong beyond types and ranges: fractions that are no shares of a whole, a file that is not asked."""
+        found = []
         shares = arguments.get("fractions", [0.8, 0.1, 0.1])
-        if len(shares) == 3 and min(shares) >= 0 and math.isclose(sum(shares), 1, abs_tol=1e-6):
-            return []
-        return [f"data.split.fractions={shares}: allowed: three shares (train, val, test) from 0 to 1 that sum to 1, "
-                "such as [0.8,0.1,0.1]"]  # fmt: skip
+        if len(shares) != 3 or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            found.append(f"data.split.fractions={shares}: allowed: three shares (train, val, test) from 0 to 1 that sum "
+                         "to 1, such as [0.8,0.1,0.1]")  # fmt: skip
+        file, by = arguments.get("file"), arguments.get("by", "subject")
+        if file is not None and by != "given":
+            found.append(f"data.split.file={file} needs data.split.by=given; it is data.split.by={by}")
+        return found
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ import numpy as np
 from mri_synth.data.scan import SPLITS
 from mri_synth.data.settings import SplitSettings
 from mri_synth.errors import UserError
+
+log = logging.getLogger(__name__)
 
 DROPPED = ""
 ALONE = (
@@ -60,13 +63,13 @@ def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, *, fil
         "train", "val" or "test" per study; "" when a given split does not name it.
 
     Raises:
-        UserError: fractions that are not shares, a manifest that cannot be used, or too few subjects.
+        UserError: fractions that are not shares, a manifest that cannot be used or is not asked, or too few subjects.
     """
-    if settings.by == "given" or settings.file:
-        return _given(studies, settings)
     shares = settings.fractions
-    if wrong := settings.problems({"fractions": shares}):
-        raise UserError(wrong[0])
+    if wrong := settings.problems(vars(settings)):
+        raise UserError("\n".join(wrong))
+    if settings.by == "given":
+        return _given(studies, settings)
     groups = _groups(studies, settings)
     names = sorted(set(groups), key=natural)
     np.random.default_rng([settings.seed, 1]).shuffle(names)
@@ -106,6 +109,10 @@ def _given(studies: Sequence[Mapping[str, Any]], settings: SplitSettings) -> lis
         what = f"the manifest {settings.file} names none of the subjects" if settings.file else "this data has no split"
         example = studies[0]["subject"] if studies else "none"
         raise UserError(f"data.split.by=given, but {what} (a subject here: {example}); use data.split.by=subject")
+    left = list(dict.fromkeys(s["subject"] for s, split in zip(studies, splits, strict=True) if not split))
+    if left:
+        log.warning("%d of %d subjects are in no split of %s: %s%s", len(left), len({s["subject"] for s in studies}),
+                    settings.file or "the data set", ", ".join(left[:5]), ", ..." if len(left) > 5 else "")  # fmt: skip
     return splits
 
 

@@ -37,6 +37,7 @@ class Source:
         header: NIfTI header (converted where the file is no NIfTI), None where there is none.
         slope: scale factor of the stored numbers; 0 is "not scaled", as in NIfTI.
         inter: offset of the stored numbers.
+        files: of a DICOM series, by name.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Source:
     header: Nifti1Header | None = None
     slope: float = 0.0
     inter: float = 0.0
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

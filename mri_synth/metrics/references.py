@@ -14,7 +14,7 @@ from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch
 from mri_synth.data.prepare import FOREGROUND, Study, prepare
 from mri_synth.data.scan import Scan
-from mri_synth.data.settings import IntensitySettings
+from mri_synth.data.settings import IntensitySettings, SliceSettings
 from mri_synth.data.store import SCALE
 from mri_synth.data.volume import Volume
 from mri_synth.metrics.ssim import foreground_ssim, ssim
@@ -70,21 +70,26 @@ def _noise_free(data: MRIDataModule) -> Iterator[tuple[Tensor, Tensor]]:
     """(test images, the same without noise in the same intensity scale) of each test scan that can be had so."""
     store, test = data.store, data.split_rows["test"]
     used = {(f["path"], f["contrast"]): f for f in data.manifest if f["split"] == "test" and f["low"] is not None}
-    for scan in data.scans():
+    every = SliceSettings(unit="index")  # the store has chosen: by noisy intensities
+    for scan in data.found:
         file = used.get((str(scan.path), scan.contrast))
         clean = data.noise_free(scan) if file else None
         if file is None or clean is None:
             continue
         scale = IntensitySettings(method="fixed", range=[file["low"], file["high"]])
-        item = prepare(Study({scan.contrast: scan}), replace(data.preparation, intensity=scale), _always(clean))
+        item = prepare(
+            Study({scan.contrast: scan}), replace(data.preparation, intensity=scale, slices=every), _always(clean)
+        )
         study = next(
             i for i, s in enumerate(store.studies) if s["subject"] == scan.subject and s["path"] == file["study"]
         )
-        rows = test[store.table["study"][test] == study]
-        at = store.table[f"row_{scan.contrast}"][rows]
-        same = np.isin(item.columns["slice"], store.table["slice"][rows])
-        noisy = torch.from_numpy(store.read(scan.contrast, at)[:, None].astype(np.float32) / SCALE)
-        yield noisy, torch.from_numpy(item.images[scan.contrast][same])[:, None]
+        here = (store.table["study"] == study) & (store.table[f"row_{scan.contrast}"] >= 0)
+        rows = test[here[test]]
+        if not len(rows):
+            continue
+        same = np.searchsorted(item.columns["slice"], store.table["slice"][rows])
+        noisy = store.read(scan.contrast, store.table[f"row_{scan.contrast}"][rows])[:, None].astype(np.float32) / SCALE
+        yield torch.from_numpy(noisy), torch.from_numpy(item.images[scan.contrast][same])[:, None]
 
 
 def _always(volume: Volume) -> Callable[[Scan], Volume]:

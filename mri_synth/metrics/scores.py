@@ -13,10 +13,10 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from mri_synth.data.prepare import FOREGROUND
-from mri_synth.metrics.ssim import foreground_ssim, mae, psnr, ssim
+from mri_synth.metrics.ssim import PROTOCOL, foreground_ssim, mae, psnr, ssim
 
 PROTOCOLS = {
-    "ssim": "SSIM, Gaussian window 11 (sd 1.5), K1 0.01, K2 0.03, data range 1 on [0, 1], plain: whole frame",
+    "ssim": PROTOCOL,
     "ssim_foreground": "the same map averaged over the foreground (original above 10 % of the range)",
     "psnr": "PSNR in dB, data range 1 on [0, 1], whole frame",
     "mae": "mean absolute error on [0, 1], whole frame",
@@ -89,9 +89,12 @@ def summarise(values: NDArray[np.float64], subjects: Sequence[str], draws: int =
         draws: bootstrap resamples of the subjects.
 
     Returns:
-        mean, sd (of subject means; None for one subject), ci [2.5 %, 97.5 %], n_subjects, n_slices.
+        mean, sd (of subject means), ci [2.5 %, 97.5 %], n_subjects, n_slices; sd and ci are None for one subject, and
+        mean too when nothing is finite.
     """
     known = np.isfinite(values)
+    if not known.any():
+        return {"mean": None, "sd": None, "ci": None, "n_subjects": 0, "n_slices": 0}
     names, inverse = np.unique(np.asarray(subjects, str)[known], return_inverse=True)
     sums = np.bincount(inverse, values[known], minlength=len(names))
     counts = np.bincount(inverse, minlength=len(names))

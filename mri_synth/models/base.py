@@ -62,6 +62,15 @@ class SynthModule(pl.LightningModule):
         """
         return Images
 
+    @staticmethod
+    def refuses() -> str:
+        """Why the method cannot train on images of these settings; may take constructor arguments of model and data.
+
+        Returns:
+            The reason with the way out; "" when it can.
+        """
+        return ""
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars of one batch, with key `loss`, which is minimised.
 
@@ -111,7 +120,8 @@ class SynthModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of automatic optimization; logs train/<key> every `log_every_steps` steps."""
         losses = self.losses(batch)
-        if (self.global_step + 1) % self.log_every_steps == 0:
+        steps = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch
+        if steps and (self.global_step + 1) % self.log_every_steps == 0:
             logged = {f"train/{k}": v.detach() for k, v in losses.items()}
             for optimizer in self.trainer.optimizers:
                 logged["train/lr"] = torch.tensor(optimizer.param_groups[0]["lr"])

@@ -20,6 +20,7 @@ from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 PositiveInt = Annotated[int, Ge(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 class VQVAE(SynthModule):
@@ -36,7 +37,7 @@ class VQVAE(SynthModule):
         codebook_size: K, number of codes.
         codebook_dim: D, length of a code.
         decay: of the codebook's moving averages.
-        codebook_warmup: steps in which the latents pass unquantised, before the codebook starts.
+        codebook_warmup: steps in which the latents pass unquantised, before the codebook starts; at most 1/10 of all.
         kmeans_init: start the codebook from k-means on the first quantised batch.
         revive_below: a code used less often (moving average of vectors per batch) is put on a random vector; 0: never.
         reconstruction: "l1" or "mse" on [-1, 1].
@@ -44,7 +45,7 @@ class VQVAE(SynthModule):
         beta: weight of the commitment loss.
         lr: learning rate of Adam.
         betas: decay rates of Adam's moments.
-        warmup_steps: the learning rate rises linearly over this many steps.
+        warmup_steps: the learning rate rises linearly over this many steps; at most a tenth of all.
         lr_final: the learning rate falls as a cosine to this share of `lr` at the end of training; 1: constant.
     """
 
@@ -58,13 +59,13 @@ class VQVAE(SynthModule):
     def __init__(
         self,
         spec: DataSpec | dict[str, Any],
-        hidden_channels: PositiveInt = 128,
+        hidden_channels: Annotated[int, Ge(4)] = 128,
         res_blocks: Annotated[int, Ge(0)] = 2,
         downsample: Literal[2, 4, 8, 16] = 4,
         norm: Literal["none", "group"] = "none",
         codebook_size: Annotated[int, Ge(2)] = 512,
         codebook_dim: PositiveInt = 64,
-        decay: Annotated[float, Ge(0), Lt(1)] = 0.99,
+        decay: Decay = 0.99,
         codebook_warmup: Annotated[int, Ge(0)] = 0,
         kmeans_init: bool = True,
         revive_below: NonNegative = 1.0,
@@ -72,7 +73,7 @@ class VQVAE(SynthModule):
         lambda_ssim: NonNegative = 0.0,
         beta: NonNegative = 0.25,
         lr: PositiveFloat = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         warmup_steps: Annotated[int, Ge(0)] = 0,
         lr_final: Annotated[float, Ge(0)] = 1.0,
     ) -> None:
@@ -85,6 +86,28 @@ class VQVAE(SynthModule):
         )  # fmt: skip
         self.decoder = Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm)
         self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
+
+    @staticmethod
+    def refuses(downsample: int, size: int) -> str:  # type: ignore[override] (called by name, see the base)
+        """Why images of a size cannot be encoded.
+
+        Args:
+            downsample: image side over code side.
+            size: image side, pixels.
+
+        Returns:
+            The reason with the way out; "" when they can.
+        """
+        if size % downsample == 0:
+            return ""
+        near = max(round(size / downsample), 1) * downsample
+        return (
+            f"halves images down to 1/{downsample}, and data.size={size} is no multiple of that; try data.size={near}"
+        )
+
+    def on_fit_start(self) -> None:
+        """A short training is not all warm-up."""
+        self.quantizer.warmup_steps = min(self.hparams["codebook_warmup"], self.total_steps // 10)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction and commitment, weighted (van den Oord 2017, eq. 3; its codebook term is left to averages).
@@ -159,7 +182,7 @@ class VQVAE(SynthModule):
         optimizer: Optimizer = self.adam([*self.encoder.parameters(), *self.decoder.parameters()], h["lr"], h["betas"])
         if not h["warmup_steps"] and h["lr_final"] == 1:
             return optimizer
-        schedule = WarmupCosine(h["warmup_steps"], self.total_steps, h["lr_final"])
+        schedule = WarmupCosine(min(h["warmup_steps"], self.total_steps // 10), self.total_steps, h["lr_final"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
