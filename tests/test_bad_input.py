@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from mri_synth import outputs
-from mri_synth.data import prepare
+from mri_synth.data import identity
 from mri_synth.data.folder import Folder
 from mri_synth.data.ixi import IXI
 from mri_synth.data.oasis import OASIS
@@ -185,7 +185,7 @@ def test_a_file_that_may_not_be_read(tree: Path, refused: Refused, monkeypatch: 
             raise PermissionError(errno.EACCES, "Permission denied")
         return ""
 
-    monkeypatch.setattr(prepare, "_sha256", fail)
+    monkeypatch.setattr(identity, "sha256", fail)
     refused(
         r"1 file\(s\) cannot be used:\n  .*s2_T1\.nii\.gz: cannot be read \(Permission denied\)", folder(tree).setup
     )
@@ -215,8 +215,23 @@ def test_pictures_of_a_pair_must_have_one_size(tmp_path: Path, refused: Refused)
     for s in range(3):
         layouts.png(tmp_path / f"data/s{s}_T1.png", s, 24)
         layouts.png(tmp_path / f"data/s{s}_T2.png", 9 + s, 24 if s else 30)
-    refused(r"1 file\(s\) cannot be used:\n  .*: T2 has \(30, 30\) pixels, T1 \(24, 24\): pictures of a pair must have",
+    refused(r"1 file\(s\) cannot be used:\n  .*s0_T2\.png: T2 has \(30, 30\) pixels, T1 \(24, 24\): pictures of a pair",
             folder(tmp_path / "data", contrasts=["T1", "T2"]).setup)  # fmt: skip
+    data = folder(tmp_path / "data", contrasts=["T1", "T2"], on_bad_file="skip")
+    data.setup()
+    assert [Path(r["path"]).name for r in data.manifest if not r["split"]] == ["s0_T2.png"]
+
+
+def test_a_background_that_becomes_grey_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for s in range(3):
+        head = layouts.brain(s)
+        z_scored = np.where(head > 0, (head - 500) / 200, 0).astype(np.float32)
+        path = tmp_path / f"data/s{s}_T1.nii.gz"
+        layouts.nifti(path)
+        nib.save(nib.Nifti1Image(z_scored if s else head, layouts.AFFINE), path)
+    folder(tmp_path / "data").setup()
+    said = r"2 file\(s\) have a background that is not black, such as .*s1_T1\.nii\.gz: .*data\.intensity\.method=fixed"
+    assert re.search(said, caplog.text)
 
 
 def test_contrasts_that_are_not_there(tree: Path, refused: Refused) -> None:

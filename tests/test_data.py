@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -23,6 +24,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from test_dicom import write_series
 
 from mri_synth.data import augment as augmentation
 from mri_synth.data import prepare, store
@@ -35,8 +37,9 @@ from mri_synth.data.settings import AugmentSettings, IntensitySettings, SliceSet
 from mri_synth.data.split import assign, counts_of, drop_leaks, natural, read_manifest, write_manifest
 from mri_synth.data.store import MASK, Prepared, Store, open_or_build
 from mri_synth.data.views import Images, Labelled, Pairs
-from mri_synth.data.volume import Slices, read
+from mri_synth.data.volume import Slices, Volume, read
 from mri_synth.errors import UserError
+from mri_synth.metrics.scores import summarise
 
 SIZE = 8
 
@@ -308,10 +311,20 @@ def test_a_manifest_gives_the_same_split_again(tmp_path: Path) -> None:
     splits = assign(studies, SplitSettings(seed=3))
     write_manifest(path, [{"split": t, "subject": s["subject"]} for s, t in zip(studies, splits, strict=True)])
     assert assign(studies, SplitSettings(by="given", file=str(path))) == splits
-    assert assign(studies, SplitSettings(seed=99, file=str(path))) == splits
+    assert assign(studies, SplitSettings(by="given", seed=99, file=str(path))) == splits
     others = [s | {"subject": f"other-{s['subject']}"} for s in studies]
     with pytest.raises(UserError, match=r"the manifest .* names none of the subjects \(a subject here: other-s0\)"):
-        assign(others, SplitSettings(file=str(path)))
+        assign(others, SplitSettings(by="given", file=str(path)))
+    for by in ("subject", "block"):
+        with pytest.raises(UserError, match=rf"data\.split\.file={path} needs data\.split\.by=given; it is .*by={by}"):
+            assign(studies, SplitSettings(by=by, file=str(path)))
+
+
+def test_subjects_in_no_split_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text("subject,split\ns0,train\ns1,val\n")
+    assert assign(records(9), SplitSettings(by="given", file=str(path)))[:3] == ["train", "val", ""]
+    assert f"7 of 9 subjects are in no split of {path}: s2, s3, s4, s5, s6, ..." in caplog.text
 
 
 @pytest.mark.parametrize("content, message", [
@@ -727,7 +740,7 @@ def test_the_manifest_splits_another_run_alike(tmp_path: Path) -> None:
     write_manifest(tmp_path / "split.csv", rows)
     with (tmp_path / "split.csv").open(newline="") as file:
         assert [r["split"] for r in csv.DictReader(file)] == [r["split"] for r in rows]
-    again = folder(tmp_path, contrasts=["T1", "T2"], split=SplitSettings(seed=9, file=str(tmp_path / "split.csv")))
+    again = folder(tmp_path, contrasts=["T1", "T2"], split=SplitSettings(by="given", file=str(tmp_path / "split.csv")))
     again.setup()
     assert {r["path"]: r["split"] for r in again.manifest} == {r["path"]: r["split"] for r in rows}
 
@@ -743,16 +756,191 @@ def test_one_store_for_settings_that_do_not_touch_it(tmp_path: Path) -> None:
     ):
         other = folder(tmp_path, **same)
         other.setup()
-        assert other.data_hash == plain.data_hash
+        assert (other.data_hash, other.store_key) == (plain.data_hash, plain.store_key)
     for differs in ({"size": 8}, {"plane": "coronal"}, {"intensity": IntensitySettings(method="minmax")},
                     {"slices": SliceSettings(step=2)}, {"fit": "stretch"}, {"on_bad_file": "skip"}):  # fmt: skip
         other = folder(tmp_path, **differs)
         other.setup()
-        assert other.data_hash != plain.data_hash
+        assert other.store_key != plain.store_key
+        assert (other.data_hash == plain.data_hash) == ("on_bad_file" in differs)  # no file is bad here
     layouts.nifti(tmp_path / "data/s0_T1.nii.gz", 99)  # a file changed
     changed = folder(tmp_path)
     changed.setup()
     assert changed.data_hash != plain.data_hash
+    assert changed.store_key != plain.store_key
+
+
+def test_the_data_hash_is_of_the_content(tmp_path: Path) -> None:
+    tree(tmp_path / "data")
+    plain = folder(tmp_path)
+    plain.setup()
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere", copy_function=shutil.copyfile)  # other path, other time
+    moved = folder(tmp_path, root=str(tmp_path / "elsewhere"))
+    moved.setup()
+    assert moved.data_hash == plain.data_hash
+    assert moved.store_key != plain.store_key
+    (tmp_path / "elsewhere/s3_T1.nii.gz").rename(
+        tmp_path / "elsewhere/s4_T1.nii.gz"
+    )  # the same voxels of another person
+    renamed = folder(tmp_path, root=str(tmp_path / "elsewhere"))
+    renamed.setup()
+    assert renamed.data_hash != plain.data_hash
+
+
+def test_a_dicom_file_rewritten_in_place_is_noticed(tmp_path: Path) -> None:
+    for subject in range(3):
+        image = nib.Nifti1Image(layouts.brain(subject).astype(np.int16), layouts.AFFINE)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        write_series(tmp_path / f"data/p{subject}", image, f"1.2.{subject}", PatientID=f"p{subject}",
+                     SeriesDescription="T1")  # fmt: skip
+    split = SplitSettings(fractions=[0.5, 0.5, 0])
+    before = folder(tmp_path, split=split)
+    before.setup()
+    files = sorted((tmp_path / "data/p1").iterdir())
+    each = "".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in files)
+    recorded = {r["subject"]: r["sha256"] for r in before.manifest}
+    assert recorded["p1"] == hashlib.sha256(each.encode()).hexdigest()
+    content = bytearray(files[3].read_bytes())
+    content[-1] ^= 1
+    folder_time = (tmp_path / "data/p1").stat().st_mtime_ns
+    files[3].write_bytes(content)  # as large as before, and the folder's own time does not change
+    assert (tmp_path / "data/p1").stat().st_mtime_ns == folder_time
+    after = folder(tmp_path, split=split)
+    after.setup()
+    assert after.store_key != before.store_key
+    assert after.data_hash != before.data_hash
+    changed = {r["subject"] for r in after.manifest if r["sha256"] != recorded[r["subject"]]}
+    assert changed == {"p1"}
+
+
+def test_single_slices_that_leak_are_counted(tmp_path: Path) -> None:
+    tree(tmp_path / "data", 4, shape=(16, 16, 6))
+    head = read(tmp_path / "data/s3_T1.nii.gz").array
+    other = read(tmp_path / "data/s0_T1.nii.gz").array
+    other[:, :, 2:4] = head[:, :, 2:4]
+    other[0, 0, 5], head[0, 0, 5] = 1000, 1000  # the same window for both, so that the same slices stay the same
+    layouts.nifti(tmp_path / "data/s0_T1.nii.gz", array=other)
+    layouts.nifti(tmp_path / "data/s3_T1.nii.gz", array=head)
+    (tmp_path / "split.csv").write_text("subject,split\ns0,train\ns1,train\ns2,val\ns3,test\n")
+    split = SplitSettings(by="given", file=str(tmp_path / "split.csv"), on_leak="drop")
+    data = folder(tmp_path, split=split, intensity=IntensitySettings(method="minmax"),
+                  slices=SliceSettings(unit="index", stop=4))  # fmt: skip
+    data.setup()
+    facts = {r["subject"]: (r["split"], r["slices"], r["slices_dropped"], r["slices_left_out"]) for r in data.manifest}
+    assert facts == {
+        "s0": ("train", 3, 2, 1),
+        "s1": ("train", 5, 0, 1),
+        "s2": ("val", 5, 0, 1),
+        "s3": ("test", 5, 0, 1),
+    }
+    reason = {r["subject"]: r["reason"] for r in data.manifest}
+    assert reason["s0"].startswith("identical image in train and test: ")
+    assert reason["s0"].endswith("; 2 of 5 slices dropped")
+    assert reason["s3"] == ""
+    assert sum(facts[s][1] for s in ("s0", "s1")) == len(data.view("train")) == 8
+
+
+def test_a_warm_start_of_12000_slices_takes_a_moment(tmp_path: Path) -> None:
+    def slices() -> Iterator[Prepared]:
+        rng = np.random.default_rng(0)
+        for n in range(12_000):
+            study = {"subject": f"s{n}", "path": f"p{n}", "split": None, "label": None, "sex": None, "site": None,
+                     "age": None, "spacing_mm": [1.0, 1.0]}  # fmt: skip
+            columns = {name: np.ones(1) for name in ("slice", "position_mm", "label", "foreground")}
+            yield Prepared({"T1": rng.uniform(-1, 1, (1, 4, 4)).astype(np.float32)}, columns, study, [])
+
+    data = folder(tmp_path, size=4)
+    data._scans, data._classes = [], ()
+    data._store = open_or_build(tmp_path, "many", 4, slices)
+    data.preparation = prepare.Preparation(("T1",), "axial", 4, "contain", None, data.slices, data.intensity)
+    start = time.perf_counter()
+    data.setup()
+    assert time.perf_counter() - start < 1
+    assert len(data.view("train")) == 6000
+
+
+# -- studies with something wrong --------------------------------------------------------------------------------------
+
+
+def test_a_lesion_of_one_voxel_counts_at_every_size(tmp_path: Path) -> None:
+    for s in range(4):
+        layouts.nifti(tmp_path / f"data/s{s}/FLAIR.nii.gz", array=layouts.brain(s, (64, 64, 8)))
+        mask = np.zeros((64, 64, 8), np.uint8)
+        mask[21, 33, 5] = mask[22, 30, 2] = 1
+        layouts.nifti(tmp_path / f"data/s{s}/mask.nii.gz", array=mask)
+
+    class Marked(Folder):
+        label_from_mask = ("none", "lesion")
+
+    for size in (8, 16, 64):
+        data = Marked(root=str(tmp_path / "data"), cache=str(tmp_path / "cache"), contrasts=["FLAIR"], size=size,
+                      split=SplitSettings(fractions=[0.5, 0.25, 0.25]), slices=SliceSettings(unit="index"))  # fmt: skip
+        data.setup()
+        labels = data.view("train").__getitems__(list(range(8))).label
+        assert labels is not None
+        assert labels.tolist() == [0, 0, 1, 0, 0, 1, 0, 0]
+
+
+def part(scan: Scan) -> Volume:
+    """A head, or a mask of one voxel, on the grid that its name says."""
+    grid, spacing = ((32, 32, 8), 2.0) if "thick" in scan.path.name else ((64, 64, 16), 1.0)
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    array = layouts.brain(1, grid)
+    if scan.contrast == MASK:
+        array = np.zeros(grid, np.float32)
+        array[25, 41, 11] = 1
+    return Volume(array, affine, np.dtype(np.float32))
+
+
+def test_a_lesion_on_another_grid_is_not_lost() -> None:
+    study = prepare.Study({c: Scan(path=Path(f"{name}_{c}.nii"), subject="s", contrast=c)
+                           for c, name in (("T1", "thick"), (MASK, "thin"))})  # fmt: skip
+    settings = prepare.Preparation(("T1",), "axial", 32, "crop", None, SliceSettings(unit="index"),
+                                   IntensitySettings(), ("none", "lesion"))  # fmt: skip
+    made = prepare.prepare(study, settings, part)
+    # slice 11 of 1 mm lies at 11 mm, which is 5.5 slices of 2 mm from the first: the nearest even one is 6
+    assert np.flatnonzero(made.columns["label"]).tolist() == [6]
+    narrow = prepare.prepare(study, replace(settings, size=4), part)  # the middle 4 of 32 pixels do not show it
+    assert not narrow.columns["label"].any()
+
+
+def test_the_file_that_is_bad_is_blamed_and_the_rest_is_kept(tmp_path: Path) -> None:
+    tree(tmp_path / "data", 4, ("T1", "T2"))
+    air = np.zeros((16, 18, 14), np.int16)
+    air[8, 8, 8] = 1  # both percentiles are 0
+    layouts.nifti(tmp_path / "data/s0_T2.nii.gz", array=air)
+    layouts.nifti(tmp_path / "data/s1_T1.nii.gz", array=air)
+    contrasts = ["T1", "T2"]
+    with pytest.raises(
+        UserError, match=r"2 file\(s\) cannot be used:\n  .*s0_T2.*: T2: .*\n  .*s1_T1.*: T1: "
+    ) as error:
+        folder(tmp_path, contrasts=contrasts).setup()
+    assert "s0_T1" not in str(error.value)
+    data = folder(tmp_path, contrasts=contrasts, on_bad_file="skip", slices=SliceSettings(unit="index"))
+    data.setup()
+    facts = {Path(r["path"]).name[:5]: (bool(r["split"]), r["slices"], bool(r["reason"])) for r in data.manifest}
+    wanted = {f"s{s}_{c}": (True, 14, False) for s in range(4) for c in contrasts}
+    assert facts == wanted | {"s0_T2": (False, 0, True), "s1_T1": (False, 0, True)}
+    assert data.store.counts == {"T1": 3 * 14, "T2": 3 * 14}
+
+
+def test_a_volume_that_is_named_a_slice(tmp_path: Path) -> None:
+    for s in range(4):
+        layouts.nifti(tmp_path / f"data/p{s}_{s + 3}.nii.gz", s)
+    data = folder(tmp_path, contrasts=[], pattern=r"(?P<subject>p\d)_(?P<slice>\d)")
+    with pytest.raises(UserError, match=r"p1_4\.nii\.gz: 14 slices, but its name says that it is slice 4 of a volume"
+                                        r".* leave the group 'slice' out of data\.pattern"):  # fmt: skip
+        data.setup()
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_score_that_no_slice_has() -> None:
+    nothing = summarise(np.array([np.nan, np.inf]), ["a", "b"])
+    assert nothing == {"mean": None, "sd": None, "ci": None, "n_subjects": 0, "n_slices": 0}
+    one = summarise(np.array([np.nan, 0.5]), ["a", "b"])
+    assert one == {"mean": 0.5, "sd": None, "ci": None, "n_subjects": 1, "n_slices": 1}
 
 
 def test_an_identical_image_in_two_splits(tmp_path: Path) -> None:
@@ -760,7 +948,7 @@ def test_an_identical_image_in_two_splits(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "data/s0_T1.nii.gz", tmp_path / "data/s3_T1.nii.gz")
     given = "subject,split\ns0,train\ns1,train\ns2,val\ns3,test\n"
     (tmp_path / "split.csv").write_text(given)
-    settings = SplitSettings(file=str(tmp_path / "split.csv"))
+    settings = SplitSettings(by="given", file=str(tmp_path / "split.csv"))
     with pytest.raises(UserError, match=r"the split leaks: \d+ item\(s\).*\n  identical image in train and test: .*s0_T"
                                         r".*\(slice \d+\) and .*s3_T1"):  # fmt: skip
         folder(tmp_path, split=settings).setup()
@@ -814,7 +1002,7 @@ def test_spec_makes_a_round_trip(tmp_path: Path) -> None:
     spec = data.spec
     assert (spec.size, spec.contrasts, spec.plane, spec.channels) == (16, ("T1",), "axial", 1)
     assert spec.spacing_mm == pytest.approx((2.25, 2.25), abs=0.2)  # 36 mm of rows on 16 pixels
-    assert spec.preparation["data"] == "folder"
+    assert (spec.preparation["data"], spec.preparation["title"], data.title) == ("folder", "folder", "folder")
     torch.save(spec.to_dict(), tmp_path / "spec.pt")
     assert DataSpec.of(torch.load(tmp_path / "spec.pt", weights_only=True)) == spec
     listed = json.loads(json.dumps(spec.to_dict()))

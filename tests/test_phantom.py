@@ -15,9 +15,11 @@ from omegaconf import OmegaConf
 from mri_synth.data import anatomy, physics, template
 from mri_synth.data.phantom import Phantom
 from mri_synth.data.physics import LESION, SEQUENCES, TISSUE, Sequence, bias_field, rician, signal
+from mri_synth.data.settings import SliceSettings
 from mri_synth.data.simulate import BENCH_V1, TEXTURE, Preset, Simulated, simulate
 from mri_synth.data.template import FOV_MM, Grid, load_template, smooth_field, stream
 from mri_synth.errors import UserError
+from mri_synth.metrics.references import references
 
 SMALL = Grid(size=64)
 CONTRASTS = list(SEQUENCES)
@@ -94,6 +96,17 @@ def test_bench_v1_is_frozen() -> None:
         digest.update(np.rint(made.array).astype("<i2").tobytes())
         digest.update(made.mask.tobytes())
     assert digest.hexdigest() == "3c8e5a2c42a32dc90427974e050cf912c22a8f55255a50a1505f97c944595865"
+
+
+@pytest.mark.slow
+def test_the_stored_test_array_of_bench_v1_is_frozen() -> None:
+    data = phantom(subjects=[0, 0, 40], size=128)
+    assert data.store.counts == {"T1": 400, "mask": 400}
+    stored = {name: data.store.read(name, np.arange(400)) for name in ("T1", "mask")}
+    t1 = hashlib.sha256(stored["T1"].astype("<i2").tobytes()).hexdigest()
+    assert t1 == "492e28d5eee5455c5c882cfa9e917f734beb9866b5afe356502620e44735251d"
+    mask = hashlib.sha256(stored["mask"].tobytes()).hexdigest()
+    assert mask == "b2eebbc80a9b7cb9bff8109f6cd220ab2d33bbb53fb64919928d305a335616d7"
 
 
 def test_same_numbers_again_and_other_subjects_differ() -> None:
@@ -246,6 +259,18 @@ def test_yaml_says_the_frozen_numbers() -> None:
         ({"subjects": [300, 2, 2]}, r"data\.subjects=\[300, 2, 2\]: bench-v1 has \[200, 20, 40\], fewer may be taken"),
         ({"subjects": [3, 2]}, r"data\.subjects=\[3, 2\]: three numbers are wanted"),
         ({"contrasts": ["T1", "T1ce"]}, r"data\.contrasts=\[T1,T1ce\]: T1ce cannot be simulated; data=phantom has T1"),
+        (
+            {"fit": "crop"},
+            r"data\.fit=crop: it is contain in bench-v1, and bench-v1 is frozen; use data\.preset=custom",
+        ),
+        ({"spacing_mm": 1.0}, r"data\.spacing_mm=1\.0: it is null in bench-v1, and .*frozen"),
+        (
+            {"intensity": {"percentiles": [0.1, 99.9]}},
+            r"intensity\.percentiles=\[0\.1, 99\.9\]: it is \[60\.0, 99\.5\] in",
+        ),
+        ({"intensity": {"method": "minmax"}}, r"data\.intensity\.method=minmax: it is percentile in bench-v1"),
+        ({"slices": {"step": 2}}, r"data\.slices\.step=2: it is 1 in bench-v1, and bench-v1 is frozen"),
+        ({"slices": SliceSettings(min_foreground=0.1)}, r"data\.slices\.min_foreground=0\.1: it is 0\.0 in .*frozen"),
         ({"plane": "coronal"}, r"data\.plane=coronal: data=phantom is axial"),
         ({"preset": "custom", "lesion_radius_mm": [9.0, 5.0]}, r"lesion_radius_mm=\[9\.0, 5\.0\]: two numbers"),
     ],
@@ -296,6 +321,39 @@ def test_without_noise_nothing_else_changes() -> None:
     white = made.fractions[0] > 0.95
     assert abs(difference[white].mean()) < 0.1 * made.sigma
     assert difference[white].std() == pytest.approx(made.sigma, rel=0.1)
+
+
+def test_the_title_reaches_the_spec() -> None:
+    data = phantom(subjects=[2, 1, 1], size=32, lesions="none")
+    data.setup()
+    assert data.spec.preparation["title"] == data.title == "bench-v1 (subset, no lesions)"
+    assert phantom(split={"by": "subject"}, lesions="all").title == "bench-v1 (subset, other split, all with lesions)"
+
+
+def test_the_data_hash_is_of_settings_and_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashes(**changes: Any) -> tuple[str, str]:
+        data = phantom(**{"subjects": [2, 1, 1], "size": 32} | changes)
+        return data.data_hash, data.store_key if data.store else ""
+
+    plain = hashes()
+    assert hashes(cache=str(tmp_path)) == plain
+    assert hashes(noise=False)[0] != plain[0]
+    monkeypatch.setattr(Phantom, "simulator", "2")
+    again = hashes()
+    assert again[0] != plain[0]
+    assert again[1] != plain[1]
+
+
+def test_the_ceiling_takes_the_slices_that_were_chosen() -> None:
+    ceilings = {}
+    for snr in (3.0, 1e6):  # slices are chosen by noisy intensities, which the clean ones need not follow
+        data = phantom(preset="custom", snr=snr, size=32, contrasts=["T1", "T2"], lesions="none",
+                       slices=SliceSettings(unit="index", step=2, min_foreground=0.3))  # fmt: skip
+        data.setup()
+        assert 0 < len(data.view("test")) <= 2 * 2 * 5
+        ceilings[snr] = references(data)["ceiling/ssim"]
+    assert 0.1 < ceilings[3.0] < 0.9
+    assert ceilings[1e6] > 0.9999  # no noise, and slice by slice the same
 
 
 def test_missing_nilearn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,8 @@ from mri_synth.run import run
 
 SMALL = ["logger=csv", "data.subjects=[4,2,2]", "data.size=32", "data.batch_size=8", "model.hidden_channels=8",
          "model.codebook_size=16", "model.codebook_dim=8", "model.res_blocks=1", "model.warmup_steps=3",
-         "model.codebook_warmup=2", "data.augment.flip=0.5", "data.augment.gain=0.2", "trainer.progress=false", "trainer.pictures=2",
-         "trainer.log_every_steps=1", "trainer.max_epochs=3"]  # fmt: skip
+         "model.codebook_warmup=2", "data.augment.flip=0.5", "data.augment.gain=0.2", "trainer.progress=false",
+         "trainer.pictures=2", "trainer.log_every_steps=1", "trainer.max_epochs=3"]  # fmt: skip
 STEPS = 15  # 4 subjects x 10 slices / 8, 3 epochs
 
 

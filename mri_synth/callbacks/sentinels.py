@@ -90,8 +90,8 @@ class NonFinite(pl.Callback):
                 f" The batch is in {path} (its items, subjects, epoch and seed: augmentation depends on these alone)."
             )
         raise UserError(
-            f"the loss was not finite at step {step} (epoch {epoch}).{saved} last.ckpt, if there is one, is from before "
-            "it. Remedies, in this order: a lower model.lr, trainer.gradient_clip=1, trainer.precision=32-true, and "
+            f"the loss was not finite at step {step} (epoch {epoch}).{saved} last.ckpt, if any, is from before it. "
+            "Remedies, in this order: a lower model.lr, trainer.gradient_clip=1, trainer.precision=32-true, and "
             "mri-synth describe for the intensities of these subjects."
         )
 

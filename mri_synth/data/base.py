@@ -15,10 +15,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from annotated_types import Ge, Le
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch.utils.data import DataLoader
 
-from mri_synth.data import prepare
+from mri_synth.data import identity, prepare
 from mri_synth.data.augment import augment
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.prepare import Preparation, Study
@@ -85,6 +86,7 @@ class MRIDataModule(pl.LightningDataModule):
 
     label_from_mask: ClassVar[tuple[str, str] | None] = None
     simulated: ClassVar[bool] = False
+    simulator: ClassVar[str] = ""  # version of what makes the voxels, where no file does
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -195,11 +197,29 @@ class MRIDataModule(pl.LightningDataModule):
             own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
             skip = self.on_bad_file == "skip"
             name = type(self).__name__.lower()
-            self.data_hash = prepare.key(todo, self.preparation, own, skip)
+            own |= {"simulator": self.simulator} if self.simulator else {}
+            self.store_key = identity.store_key(todo, self.preparation, own, skip)
             self._store = open_or_build(
-                cache_folder(self.cache), f"{name}-{self.data_hash}", self.size, lambda: self._prepared(todo, skip)
+                cache_folder(self.cache), f"{name}-{self.store_key}", self.size, lambda: self._prepared(todo, skip)
             )
         return self._store
+
+    @property
+    def data_hash(self) -> str:
+        """Hash of what the data are: files by content, and settings; of simulated data the settings and the simulator.
+
+        Not of where the files lie or when they were written; that is `store_key`, which finds the store.
+        """
+        store = self._open()
+        labels = {s["id"]: (s["label"], s["scan_slice"]) for s in store.studies}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
+        made = own | {"simulator": self.simulator} if self.simulator else {}
+        return identity.content_hash(store.files, labels, self.preparation, made)
+
+    @property
+    def title(self) -> str:
+        """What the data are called in tables and pictures."""
+        return type(self).__name__.lower()
 
     @property
     def store(self) -> Store:
@@ -244,12 +264,17 @@ class MRIDataModule(pl.LightningDataModule):
         self.leaks = [reason for _, reason in leaks]
         self._leak_of = dict(leaks)
         of_row = np.asarray(splits, object)[store.table["study"]].tolist()
-        row_names = [f"{names[s]} (slice {n})" for s, n in zip(store.table["study"], store.table["slice"], strict=True)]
-        leaks = drop_leaks(self._image_keys(store), of_row, row_names, "identical image", self.split)
+        rows, keys = self._shared_images(store, np.asarray(of_row, object))
+        row_names = [f"{names[store.table['study'][r]]} (slice {store.table['slice'][r]})" for r in rows]
+        of_shared = [of_row[r] for r in rows]
+        leaks = drop_leaks(keys, of_shared, row_names, "identical image", self.split)
         self.leaks += [reason for _, reason in leaks]
-        self._leak_of |= {int(store.table["study"][row]): reason for row, reason in leaks}
+        for k, reason in leaks:
+            of_row[rows[k]] = of_shared[k]
+            self._leak_of.setdefault(int(store.table["study"][rows[k]]), reason)
         for reason in self.leaks:
             log.warning("dropped: %s", reason)
+        self._given_splits = splits
         self._splits = np.asarray(of_row, object)
         self.split_rows = {split: np.flatnonzero(self._splits == split) for split in SPLITS}
         for split in ("train", "val"):
@@ -264,36 +289,68 @@ class MRIDataModule(pl.LightningDataModule):
             spacing_mm=spacings.pop() if len(spacings) == 1 else None,
             plane=None if all(f.get("orientation") == "picture" for f in store.files if not f["bad"]) else self.plane,
             simulated=self.simulated,
-            preparation=asdict(self.preparation) | {"data": type(self).__name__.lower()},
+            preparation=asdict(self.preparation) | {"data": type(self).__name__.lower(), "title": self.title},
         )
 
-    def _image_keys(self, store: Store) -> list[list[int]]:
-        """Hashes of the images of each row; a row of several contrasts has several, blank images none."""
+    def _shared_images(self, store: Store, splits: NDArray[Any]) -> tuple[list[int], list[list[int]]]:
+        """The rows with an image that another split has too, and the hashes of their images; blank images do not count.
+
+        Rows that share none are passed over here, as arrays: they are nearly all, and a warm start waits for this.
+        """
         blank = slice_hash(np.full((store.size, store.size), -SCALE, np.int16))  # such as beyond the field of view
-        keys: list[list[int]] = [[] for _ in range(store.rows)]
+        used = (store.table["foreground"] > 0) & (splits != DROPPED)  # blanks are alike
+        places, hashes = [np.zeros(0, np.intp)], [np.zeros(0, np.uint64)]
         for name in store.counts:
             if name != MASK:
-                rows, hashes = store.table[f"row_{name}"], store.table[f"hash_{name}"]
-                for row in np.flatnonzero((rows >= 0) & (store.table["foreground"] > 0)).tolist():  # blanks are alike
-                    keys[row] += [h for h in [int(hashes[rows[row]])] if h != blank]
-        return keys
+                at = store.table[f"row_{name}"]
+                places.append(np.flatnonzero(used & (at >= 0)))
+                hashes.append(store.table[f"hash_{name}"][at[places[-1]]])
+        place, image = np.concatenate(places), np.concatenate(hashes)
+        place, image = place[image != blank], image[image != blank]
+        _, which = np.unique(image, return_inverse=True)
+        number = np.unique(splits.astype(str), return_inverse=True)[1][place]
+        least = np.full(which.max(initial=-1) + 1, len(SPLITS) + 1)
+        most = np.full(len(least), -1)
+        np.minimum.at(least, which, number)
+        np.maximum.at(most, which, number)
+        keys: dict[int, list[int]] = {}
+        for k in np.flatnonzero((least < most)[which]).tolist():
+            keys.setdefault(int(place[k]), []).append(int(image[k]))
+        rows = sorted(keys)
+        return rows, [keys[r] for r in rows]
 
     @property
     def manifest(self) -> list[dict[str, Any]]:
-        """One record per file: split, subject, session, contrast, path, sha256, slices, label, age, sex, site, ..."""
+        """One record per file: split, subject, session, contrast, path, sha256, slices, label, age, sex, site, ...
+
+        `slices` counts those in use, `slices_left_out` those that `data.slices` did not choose, `slices_dropped` those
+        that leaked; why is the `reason`.
+        """
         store = self._open()
-        of_study = {s["id"]: (s, i) for i, s in enumerate(store.studies)}
-        split_of = {int(i): str(s) for s, i in zip(self._splits, store.table["study"], strict=True) if s}
+        number_of = {s["id"]: i for i, s in enumerate(store.studies)}
+        study_of_row, in_use = store.table["study"], self._splits != DROPPED
+        used = np.bincount(study_of_row[in_use], minlength=len(store.studies))
+        dropped = np.bincount(study_of_row[~in_use], minlength=len(store.studies))
         rows = []
         for f in store.files:
-            study, number = of_study.get(f["study"], (None, -1))
-            split = DROPPED if f["bad"] else split_of.get(number, DROPPED)
-            about = {k: (study or {}).get(k) for k in ("label", "age", "sex", "site")}
-            reason = f["reason"] or ("" if split else self._leak_of.get(number, "not in the split"))
+            number = number_of.get(f["study"], -1)
+            study = store.studies[number] if number >= 0 else {}
+            prepared = f.get("slices", 0)
+            left = 0 if f["bad"] or number < 0 or not prepared else int(used[number])
+            given = number >= 0 and self._given_splits[number] != DROPPED
+            lost = int(dropped[number]) if prepared and number in self._leak_of else 0
+            split = self._given_splits[number] if given and not f["bad"] and used[number] else DROPPED
+            reason = f["reason"]
+            if not reason and number in self._leak_of and (lost or not split):
+                reason = self._leak_of[number] + (f"; {lost} of {prepared} slices dropped" if left else "")
+            elif not reason and not split:
+                reason = "not in the split"
+            about = {k: study.get(k) for k in ("label", "age", "sex", "site")}
             facts = {k: f.get(k) for k in ("shape", "spacing_mm", "orientation", "dtype", "low", "high")}
             rows.append({"split": split, "subject": f["subject"], "session": f["session"], "contrast": f["contrast"],
-                         "path": f["path"], "study": study["path"] if study else "", "sha256": f["sha256"],
-                         "slices": f.get("slices", 0), **about, **facts, "reason": reason})  # fmt: skip
+                         "path": f["path"], "study": study.get("path", ""), "sha256": f["sha256"], "slices": left,
+                         "slices_left_out": f.get("slices_left_out", 0), "slices_dropped": lost,
+                         **about, **facts, "reason": reason})  # fmt: skip
         return rows
 
     # -- loaders --------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from mri_synth.data.base import MRIDataModule
 from mri_synth.data.physics import SEQUENCES
 from mri_synth.data.scan import Scan, Split
 from mri_synth.data.settings import IntensitySettings, SplitSettings
-from mri_synth.data.simulate import BENCH_V1, Preset, Simulated, lesion_mask, simulate
+from mri_synth.data.simulate import BENCH_V1, VERSION, Preset, Simulated, lesion_mask, simulate
 from mri_synth.data.store import MASK
 from mri_synth.data.template import Grid
 from mri_synth.data.volume import Volume
@@ -29,6 +29,10 @@ _FROZEN = {
     "deform_sd_mm": BENCH_V1.deform_sd_mm,
     "bias_percent": BENCH_V1.bias_percent,
     "lesion_radius_mm": list(BENCH_V1.lesion_radius_mm),
+    "fit": "contain",
+    "spacing_mm": None,
+    "intensity": {"method": "percentile", "percentiles": [60.0, 99.5]},
+    "slices": {"start": None, "stop": None, "step": 1, "min_foreground": 0.0},
 }
 
 
@@ -72,6 +76,7 @@ class Phantom(MRIDataModule):
 
     label_from_mask: ClassVar[tuple[str, str] | None] = ("none", "lesion")
     simulated: ClassVar[bool] = True
+    simulator: ClassVar[str] = VERSION
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,10 +129,9 @@ class Phantom(MRIDataModule):
         if arguments.get("preset", "bench-v1") != "bench-v1":
             return found
         way_out = "bench-v1 is frozen; use data.preset=custom"
-        for key, frozen in _FROZEN.items():
-            value = arguments.get(key, frozen)
+        for key, value, frozen in _frozen(arguments):
             if (list(value) if isinstance(frozen, list) else value) != frozen:
-                found.append(f"data.{key}={value}: it is {frozen} in bench-v1, and {way_out}")
+                found.append(f"data.{key}={_shown(value)}: it is {_shown(frozen)} in bench-v1, and {way_out}")
         if len(subjects) == len(_SPLITS) and any(n > most for n, most in zip(subjects, BENCH_V1.subjects, strict=True)):
             most = list(BENCH_V1.subjects)
             found.append(f"data.subjects={subjects}: bench-v1 has {most}, fewer may be taken but not more; {way_out}")
@@ -135,9 +139,11 @@ class Phantom(MRIDataModule):
 
     @property
     def title(self) -> str:
-        """The preset and what was left out of it, for every table and picture."""
+        """The preset and how these data differ from it, for every table and picture."""
         less = ["subset"] if self.preset == "bench-v1" and tuple(self.subjects) != BENCH_V1.subjects else []
         less += [] if self.noise else ["no noise"]
+        less += [] if self.split.by == "given" and not self.split.file else ["other split"]
+        less += {"half": [], "none": ["no lesions"], "all": ["all with lesions"]}[self.lesions]
         return f"{self.preset} ({', '.join(less)})" if less else self.preset
 
     @property
@@ -211,3 +217,18 @@ class Phantom(MRIDataModule):
         if self.has_lesions(number):
             mask[:] = lesion_mask(number, grid=self.grid, preset=self.table)
         return Volume(array=mask, affine=self.grid.affine, dtype=np.dtype(np.uint8))
+
+
+def _frozen(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Key, value and the value in bench-v1 of all that the preset fixes; nested settings key by key."""
+    for key, frozen in _FROZEN.items():
+        value = arguments.get(key, frozen)
+        if isinstance(frozen, dict):
+            value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value or {}
+            yield from ((f"{key}.{name}", value.get(name, inner), inner) for name, inner in frozen.items())
+        else:
+            yield key, value, frozen
+
+
+def _shown(value: object) -> object:
+    return "null" if value is None else value

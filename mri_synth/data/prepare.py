@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
+from mri_synth.data import identity
 from mri_synth.data.frame import Frame
-from mri_synth.data.intensity import fit_intensity
+from mri_synth.data.intensity import Intensity, fit_intensity
 from mri_synth.data.scan import Scan
 from mri_synth.data.settings import Fit, IntensitySettings, Plane, SliceSettings
 from mri_synth.data.store import MASK, Prepared
@@ -135,12 +135,19 @@ def studies(todo: Sequence[Study], settings: Preparation, read: Reader, *, skip_
         UserError: files that cannot be used, all of them with their reasons, unless `skip_bad`.
     """
     bad: list[str] = []
+    grey: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(todo), 4 * threads):
             for item in pool.map(lambda s: prepare(s, settings, read), todo[start : start + 4 * threads]):
                 bad += [f"{f['path']}: {f['reason']}" for f in item.files if f["bad"]]
+                grey += [f["path"] for f in item.files if f.get("grey_background")]
                 if not bad or skip_bad:
                     yield item
+    if grey:
+        log.warning("%d file(s) have a background that is not black, such as %s: its one value lies amid the others "
+                    "(as 0 in z-scored volumes), and becomes grey. Give it the lowest value in the files, or choose "
+                    "data.intensity.method=fixed with the background as data.intensity.range's low end.",
+                    len(grey), grey[0])  # fmt: skip
     if bad and not skip_bad:
         shown = "\n".join(f"  {line}" for line in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
@@ -159,48 +166,71 @@ def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
         read: scan to volume.
 
     Returns:
-        Its slices; no images, and the reason in `files`, when nothing of it can be used.
+        Its slices, of the contrasts that can be used; the reason in the record of each file that cannot. The first
+        contrast that can be used gives the grid. A slice has the mask's class where a marked voxel of it lies in the
+        frame, however small; the stored mask is resampled by nearest neighbour, and may be empty then.
     """
     first = study.first
-    identity = str(first.path) if first.series is None else f"{first.path}#{first.series}"
+    name = str(first.path) if first.series is None else f"{first.path}#{first.series}"
     out = Prepared(study={
-        "id": identity,
+        "id": name,
         "subject": first.subject, "session": first.session, "label": first.label, "split": first.split,
         "age": first.age, "sex": first.sex, "site": first.site, "path": str(first.path), "scan_slice": first.slice,
     })  # fmt: skip
-    volumes: dict[str, Volume] = {}
+    parts: dict[str, _Part] = {}
     for contrast, scan in study.scans.items():
         record: dict[str, Any] = {"subject": scan.subject, "session": scan.session, "contrast": contrast}
-        record |= {"path": str(scan.path), "sha256": "", "study": identity, "bad": False, "reason": ""}
+        record |= {"path": str(scan.path), "sha256": "", "study": name, "bad": False, "reason": ""}
         out.files.append(record)
         try:
-            record["sha256"] = _sha256(scan.path)
-            volumes[contrast] = volume = read(scan)
+            record["sha256"] = identity.sha256(scan.path)
+            volume = read(scan)
+            record["sha256"] = record["sha256"] or identity.sha256_of_series(volume)
             record |= _facts(volume)
+            first_contrast, reference = next(((c, p.volume) for c, p in parts.items()), (contrast, volume))
+            if contrast != MASK or parts:  # a mask comes last: without an image it is of no use
+                parts[contrast] = _part(volume, reference, first_contrast, scan, settings)
         except OSError as error:  # not the cache's fault, as it would seem further up
             record |= {"bad": True, "reason": f"cannot be read ({error.strerror})"}
         except UserError as error:
             record |= {"bad": True, "reason": _reason(error, scan.path)}
-    if not volumes or next(iter(volumes)) == MASK:
-        return out
-    try:
-        _fill(out, volumes, settings)
-    except UserError as error:
-        out.images.clear()
-        out.files[0] |= {"bad": True, "reason": str(error)}
+    if parts:
+        _fill(out, parts, settings)
+    elif not out.files[-1]["bad"]:
+        out.files[-1]["reason"] = "no image that it belongs to can be used"
     return out
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One contrast of a study: as read, its intensities (None for a mask), and its slices on the study's grid."""
+
+    volume: Volume
+    intensity: Intensity | None
+    cut: Slices
+
+
+def _part(volume: Volume, reference: Volume, first: str, scan: Scan, settings: Preparation) -> _Part:
+    """Fit intensities and cut slices; an error is this file's, not the reference's."""
+    intensity = None if scan.contrast == MASK else fit_intensity(volume.array, settings.intensity, scan.contrast)
+    moved = volume
+    if not same_grid(volume, reference):
+        if volume.picture or reference.picture:
+            raise UserError(f"{scan.contrast} has {volume.array.shape[:2]} pixels, {first} "
+                            f"{reference.array.shape[:2]}: pictures of a pair must have one size")  # fmt: skip
+        moved = resample_to(volume, reference, nearest=scan.contrast == MASK)
+    cut = to_slices(moved, settings.plane)
+    if scan.slice is not None and len(cut.index) > 1:
+        raise UserError(
+            f"{len(cut.index)} slices, but its name says that it is slice {scan.slice} of a volume; a volume is cut "
+            "into slices here: leave the group 'slice' out of data.pattern (or call it 'session')"
+        )
+    return _Part(volume, intensity, cut)
 
 
 def _reason(error: UserError, path: Path) -> str:
     """The message without the path and the advice, which are said once for all files."""
     return str(error).removeprefix(f"{path}: ").removesuffix(WAY_OUT).strip()
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _facts(volume: Volume) -> dict[str, Any]:
@@ -213,43 +243,39 @@ def _facts(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _fill(out: Prepared, volumes: dict[str, Volume], settings: Preparation) -> None:
-    """Fill in images and columns of a study whose files were read."""
-    reference = next(iter(volumes.values()))
-    cut: dict[str, Slices] = {}
-    for contrast, volume in volumes.items():
-        if not same_grid(volume, reference):
-            if volume.picture or reference.picture:
-                raise UserError(f"{contrast} has {volume.array.shape[:2]} pixels, {next(iter(volumes))} "
-                                f"{reference.array.shape[:2]}: pictures of a pair must have one size")  # fmt: skip
-            volume = resample_to(volume, reference, nearest=contrast == MASK)
-        cut[contrast] = to_slices(volume, settings.plane)
-    intensities = {c: fit_intensity(volumes[c].array, settings.intensity, c) for c in cut if c != MASK}
-    base = next(iter(cut))
-    slices = cut[base]
+def _fill(out: Prepared, parts: dict[str, _Part], settings: Preparation) -> None:
+    """Fill in images and columns of a study whose files were read; the first part is an image."""
+    intensities = {c: part.intensity for c, part in parts.items() if part.intensity is not None}
+    base = next(iter(parts))
+    slices = parts[base].cut
     shown = intensities[base].apply(slices.images)
     share = (shown > FOREGROUND).mean((1, 2))
     keep = choose(slices, share, settings.slices)
     if not len(keep):
-        out.files[0]["reason"] = (f"no slice left by data.slices ({len(share)} slices, largest foreground share "
+        record = next(r for r in out.files if r["contrast"] == base)
+        record["reason"] = (f"no slice left by data.slices ({len(share)} slices, largest foreground share "
                                   f"{share.max():.3f})")  # fmt: skip
         return
     frame = Frame.fit(slices.images.shape[1:], slices.spacing_mm, settings.size, settings.fit, settings.spacing_mm)
-    for contrast, part in cut.items():
+    for contrast, part in parts.items():
         if contrast == MASK:
-            out.images[MASK] = frame.apply((part.images[keep] > 0).astype(np.float32), fill=0, nearest=True)
+            out.images[MASK] = frame.apply((part.cut.images[keep] > 0).astype(np.float32), fill=0, nearest=True)
         else:
-            out.images[contrast] = frame.apply(intensities[contrast].apply(part.images[keep]), fill=-1)
+            out.images[contrast] = frame.apply(intensities[contrast].apply(part.cut.images[keep]), fill=-1)
     for record in out.files:
         if record["contrast"] in intensities:
             intensity = intensities[record["contrast"]]
             record |= {"low": intensity.low, "high": intensity.high, "slices": len(keep),
-                       "slices_left_out": len(share) - len(keep)}  # fmt: skip
+                       "slices_left_out": len(share) - len(keep),
+                       "grey_background": _grey(parts[record["contrast"]].volume.array, intensity)}  # fmt: skip
     number = out.study["scan_slice"]
     label = settings.classes.index(out.study["label"]) if out.study["label"] in settings.classes else -1
     labels = np.full(len(keep), label)
     if settings.classes_from_mask:
-        labels[:] = -1 if MASK not in cut else out.images[MASK].any((1, 2)).astype(int)
+        labels[:] = -1
+        if MASK in parts:
+            marked = to_slices(_every_mark(parts[MASK].volume, parts[base].volume), settings.plane).images[keep] > 0
+            labels[:] = (marked & frame.shown()).any((1, 2))
     out.columns = {
         "slice": slices.index[keep] if number is None else np.array([number]),
         "position_mm": slices.position_mm[keep],
@@ -257,6 +283,26 @@ def _fill(out: Prepared, volumes: dict[str, Volume], settings: Preparation) -> N
         "foreground": (out.images[base] > FOREGROUND).mean((1, 2)),
     }
     out.study |= {"spacing_mm": list(frame.spacing_mm), "frame_covers": round(frame.covered, 4)}
+
+
+def _grey(array: NDArray[Any], intensity: Intensity) -> bool:
+    """Whether the value of the first corner fills a fifth of the volume or more, and does not become black."""
+    corner = array.reshape(-1)[:1]
+    return bool(intensity.apply(corner)[0] > FOREGROUND and (array == corner).mean() > 0.2)
+
+
+def _every_mark(mask: Volume, reference: Volume) -> Volume:
+    """A mask on the reference's grid with every marked voxel in it: one of the grid's is marked if it is, by nearest
+    neighbour, or if the centre of a marked voxel lies in it."""
+    if same_grid(mask, reference):
+        return mask
+    moved = resample_to(mask, reference, nearest=True)
+    to_reference = np.linalg.inv(reference.affine) @ mask.affine
+    at = np.rint(np.argwhere(mask.array > 0) @ to_reference[:3, :3].T + to_reference[:3, 3]).astype(np.intp)
+    at = at[((at >= 0) & (at < moved.array.shape)).all(1)]
+    array = moved.array.copy()
+    array[tuple(at.T)] = 1
+    return replace(moved, array=array)
 
 
 def choose(slices: Slices, share: NDArray[np.floating[Any]], settings: SliceSettings) -> NDArray[np.intp]:
@@ -282,24 +328,3 @@ def choose(slices: Slices, share: NDArray[np.floating[Any]], settings: SliceSett
     stop = np.inf if settings.stop is None else settings.stop
     inside = np.flatnonzero((where >= start) & (where <= stop))[:: settings.step]
     return inside[share[inside] >= settings.min_foreground]
-
-
-def key(todo: Sequence[Study], settings: Preparation, extra: dict[str, Any], skip_bad: bool) -> str:
-    """Hash of everything that decides the store's content.
-
-    Args:
-        todo: the studies; a file counts by path, size and modification time.
-        settings: how they are prepared.
-        extra: the data set's own settings.
-        skip_bad: whether unusable files are left out.
-
-    Returns:
-        16 hexadecimal digits.
-    """
-    digest = hashlib.sha256(repr((asdict(settings), sorted(extra.items()), skip_bad, "prepare-2")).encode())
-    for study in todo:
-        for contrast, scan in study.scans.items():
-            stat = scan.path.stat() if scan.path.exists() else None
-            seen = (stat.st_size, stat.st_mtime_ns) if stat else ()
-            digest.update(repr((contrast, scan, seen)).encode())
-    return digest.hexdigest()[:16]

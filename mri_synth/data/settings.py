@@ -101,8 +101,8 @@ class SplitSettings:
         found = []
         shares = arguments.get("fractions", [0.8, 0.1, 0.1])
         if len(shares) != 3 or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-            found.append(f"data.split.fractions={shares}: allowed: three shares (train, val, test) from 0 to 1 that sum "
-                         "to 1, such as [0.8,0.1,0.1]")  # fmt: skip
+            found.append(f"data.split.fractions={shares}: allowed: three shares (train, val, test) from 0 to 1 that "
+                         "sum to 1, such as [0.8,0.1,0.1]")  # fmt: skip
         file, by = arguments.get("file"), arguments.get("by", "subject")
         if file is not None and by != "given":
             found.append(f"data.split.file={file} needs data.split.by=given; it is data.split.by={by}")

@@ -17,6 +17,7 @@ from mri_synth.data.physics import LESION, SEQUENCES, TISSUE, Kind, Tissue, bias
 from mri_synth.data.template import Array, Grid, at_part, smooth_field, stream
 from mri_synth.errors import UserError
 
+VERSION = "1"  # of the images: another one whenever a voxel of any subject changes
 UNITS = 4000.0  # signal of 1 (unit proton density, no relaxation) in the units of the image: 12 bits, as scanners have
 
 

@@ -88,7 +88,7 @@ class VQVAE(SynthModule):
         self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
 
     @staticmethod
-    def refuses(downsample: int, size: int) -> str:  # type: ignore[override] (called by name, see the base)
+    def refuses(downsample: int, size: int) -> str:  # type: ignore[override]
         """Why images of a size cannot be encoded.
 
         Args:
