@@ -76,7 +76,7 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
             "references": known, "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()},
             "epochs": trainer.current_epoch, "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
-            "peak_memory_bytes": peak_memory(model), "checkpoint": str(best), "data_leaks_dropped": data.leaks,
+            "peak_memory_bytes": peak_memory(model), "checkpoint": str(best), "warnings": data_warnings(data),
         })  # fmt: skip
         histogram = getattr(model, "codebook_histogram", None)
         if histogram is not None:
@@ -86,6 +86,20 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         log.info("%s\nreport: %s", f"test/ssim {test:.4f}" if test is not None else "", report)
         loggers.summarise(trainer.loggers, metrics)
     return metrics.get(name)
+
+
+def data_warnings(data: MRIDataModule) -> list[str]:
+    """What a reader of the results must know of the data: what was dropped, and which files could not be used.
+
+    Args:
+        data: set up.
+
+    Returns:
+        One sentence each.
+    """
+    bad = [f"{f['path']}: not used: {f['reason']}" for f in data.store.files if f["bad"]]
+    more = [f"and {len(bad) - 20} more files that were not used; split.csv lists them"] if len(bad) > 20 else []
+    return [*(f"dropped: {reason}" for reason in data.leaks), *bad[:20], *more]
 
 
 def warn_of_other_data(content: dict[str, Any], data: MRIDataModule) -> None:
@@ -125,7 +139,7 @@ def describe_run(
     return {
         "task": config["task"], "model": type(model).__module__.split(".")[-1],
         "data": type(data).__module__.split(".")[-1],
-        "simulated": data.simulated, "seed": config["seed"], "config": config,
+        "data_title": data.title, "simulated": data.simulated, "seed": config["seed"], "config": config,
         "split_hash": outputs.table_hash(data.manifest), "data_hash": data.data_hash,
         "device": str(trainer.strategy.root_device), "world_size": trainer.world_size,
         "precision": trainer.precision, "parameters": sum(p.numel() for p in model.parameters()),

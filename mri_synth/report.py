@@ -80,6 +80,8 @@ def render(run: Run) -> str:
     """The page of a run, as text."""
     results = run.results
     name = f"{results.get('model', 'unknown model')} on {results.get('data', 'unknown data')}"
+    if (title := results.get("data_title")) and title != results.get("data"):
+        name += f" · {title}"
     simulated = bool(results.get("simulated"))
     return html.page(
         f"{name} · {run.folder.name}",
@@ -97,7 +99,7 @@ def render(run: Run) -> str:
 def _headline(run: Run, name: str, simulated: bool) -> Html:
     results = run.results
     status = str(results.get("status", "status unknown"))
-    done = status in ("finished", "done", "ok", "completed")
+    done = status == "finished"
     badges = [html.badge("started, not finished" if status == "started" else status, "good" if done else "warn")]
     if results.get("task"):
         badges.append(html.badge(f"task {results['task']}"))

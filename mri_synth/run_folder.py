@@ -56,8 +56,7 @@ def read_run(folder: Path) -> Run:
     run.config = _read(run, "config.yaml", lambda p: p.read_text(encoding="utf-8")) or ""
     if (folder / "codebook.npy").exists():
         run.codebook = _read(run, "codebook.npy", lambda p: [float(v) for v in np.load(p, allow_pickle=False).ravel()])
-    said = _read(run, "sentinels.json", _messages) if (folder / "sentinels.json").exists() else []
-    run.warnings = [*(said or []), *map(str, run.results.get("warnings") or [])]
+    run.warnings = [str(w) for w in run.results.get("warnings") or []]
     return run
 
 
@@ -78,18 +77,6 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
     return found
-
-
-def _messages(path: Path) -> list[str]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    items = found.get("warnings", [found]) if isinstance(found, dict) else found
-    return [_message(item) for item in items]
-
-
-def _message(item: object) -> str:
-    if not isinstance(item, dict):
-        return str(item)
-    return f"{item.get('name', '')} {item.get('message', '')}".strip() or json.dumps(item)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

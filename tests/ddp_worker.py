@@ -23,7 +23,7 @@ from mri_synth.run import build
 BATCH = 4
 # 9 slices a subject: 36 train (4 steps at 8), 27 val (3 x 8 + 3: 2 and 1), 9 test (8 + 1: nothing is left for one)
 SMALL = [
-    "data.subjects=[4,3,1]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu",
+    "data.preset=custom", "data.subjects=[4,3,1]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu",
     "trainer.precision=32-true", "trainer.max_epochs=2", "trainer.log_every_steps=1", "trainer.pictures=0",
     "trainer.progress=false",
     "model.hidden_channels=16", "model.res_blocks=1", "model.codebook_size=16", "model.codebook_dim=8",

@@ -20,7 +20,13 @@ KEYS = {
     "step": {"overhead_vs_loop", "speedup_vs_fp32", "gflop_per_step", "share_of_peak"},
     "quantizer": {"speedup", "speedup_with_backward", "codes_equal"},
 }  # fmt: skip
-SMALL = ["model.hidden_channels=16", "model.codebook_size=32", "model.res_blocks=1"]
+SMALL = [
+    "model.codebook_warmup=0",
+    "model.kmeans_init=false",
+    "model.hidden_channels=16",
+    "model.codebook_size=32",
+    "model.res_blocks=1",
+]
 WORDS = {"step": SMALL}
 TINY = ["data.subjects=[4,2,2]", "data.size=32", "data.batch_size=4", "logger=csv", "trainer=cpu", *SMALL]
 

@@ -221,7 +221,7 @@ class Saver:
 class Steps:
     """Stands for a trainer in mid-epoch."""
 
-    world_size, global_step, is_last_batch, current_epoch = 1, 5, False, 0
+    world_size, global_step, is_last_batch, current_epoch, accumulate_grad_batches = 1, 5, False, 0, 1
 
 
 @pytest.mark.parametrize(("number", "ends"), [

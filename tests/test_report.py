@@ -67,13 +67,12 @@ def run(tmp_path: Path) -> Path:
             f"{epoch * 10 + 9},{epoch},val/ssim,0.{epoch + 5}",
         ]
     (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    (folder / "results.json").write_text(json.dumps(results()))
+    (folder / "results.json").write_text(json.dumps(results() | {"warnings": ["dropped: 5 of 8 codes unused"]}))
     (folder / "config.yaml").write_text("seed: 0\nmodel:\n  codebook_size: 8 # <K>\n")
     (folder / "split.csv").write_text(
         "split,subject,contrast,slices,reason\ntrain,s1,T1,24,\ntrain,s2,T1,20,\nval,s3,T1,24,\n,s4,T1,0,constant\n"
     )
     np.save(folder / "codebook.npy", np.array([2, 2, 4, 0, 0, 0, 0, 0]))
-    (folder / "sentinels.json").write_text(json.dumps([{"name": "codebook", "message": "5 of 8 codes unused"}]))
     return folder
 
 

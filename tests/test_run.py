@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,9 @@ def leveldb_records(content: bytes):
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        if kind == 0:  # the rest of a block may be zeros
+            position += left
+            continue
         parts.append(content[position + 7 : position + 7 + length])
         position += 7 + length
         if kind in (1, 4):  # whole, or last part
@@ -258,25 +262,38 @@ def leveldb_records(content: bytes):
             parts = []
 
 
-@pytest.mark.slow
-def test_an_offline_wandb_run_read_back_from_its_file(tmp_path, compose, monkeypatch):
+def read_wandb(file: Path) -> tuple[set[str], dict[str, str], str]:
+    """Logged keys, configuration (as JSON) and run id of what has been written so far."""
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    overrides = [*(w for w in SMALL if w != "logger=csv"), "trainer.max_epochs=2"]
-    run(compose(*overrides), tmp_path, overrides)
-    (file,) = tmp_path.rglob("*.wandb")
-    keys: set[str] = set()
-    configuration: dict[str, str] = {}
+    keys, configuration, identity = set(), {}, ""
     for data in leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            keys.add(item.key or "/".join(item.nested_key))
+        try:
+            record.ParseFromString(data)
+        except DecodeError:  # its end is not yet written
+            break
+        keys |= {item.key or "/".join(item.nested_key) for item in record.history.item}
         for item in (*record.config.update, *record.run.config.update):
             configuration[item.key or item.nested_key[0]] = item.value_json
         if record.HasField("run"):
             identity = record.run.run_id
+    return keys, configuration, identity
+
+
+@pytest.mark.slow
+def test_an_offline_wandb_run_read_back_from_its_file(tmp_path, compose, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    overrides = [*(w for w in SMALL if w != "logger=csv"), "trainer.max_epochs=2"]
+    run(compose(*overrides), tmp_path, overrides)
+    (file,) = tmp_path.rglob("*.wandb")
+    keys, configuration, identity = read_wandb(file)
+    for _ in range(20):  # W&B's service may still be writing when the run has ended
+        if "test/ssim" in keys:
+            break
+        time.sleep(0.5)
+        keys, configuration, identity = read_wandb(file)
     assert {"train/loss", "val/ssim", "val/ssim_10", "test/ssim"} <= keys
     assert any(key.startswith("image/validation") for key in keys)
     assert json.loads(configuration["split_hash"])
