@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,8 @@ from mri_synth.data.batch import Batch
 from mri_synth.data.settings import AugmentSettings
 
 _DRAWS = 7
+_PART = 16
+"""Items at a time on a CPU: what a part needs stays in the cache, which takes half the time."""
 _GOLDEN, _MIX_1, _MIX_2 = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 """SplitMix64's constants as signed numbers: sums and products of int64 wrap to the same bits."""
 
@@ -64,9 +67,31 @@ def augment(batch: Batch, settings: AugmentSettings, seed: int, epoch: int) -> B
     """
     if not settings:
         return batch
-    channels = batch.image.shape[1] + (0 if batch.target is None else batch.target.shape[1])
-    u = uniform(seed, epoch, batch.index.to(batch.image.device), _DRAWS + 2 * channels)
-    image, target, mask = batch.image, batch.target, batch.mask
+    items = batch.index.to(batch.image.device)
+    size = _PART if batch.image.device.type == "cpu" else max(len(items), 1)
+    parts = [
+        _augment(batch.image[at], _part(batch.target, at), _part(batch.mask, at), items[at], settings, seed, epoch)
+        for at in (slice(k, k + size) for k in range(0, len(items), size))
+    ]
+    images, targets, masks = zip(*parts, strict=True)
+    return replace(batch, image=torch.cat(images), target=_whole(targets), mask=_whole(masks))
+
+
+def _whole(parts: Sequence[Tensor | None]) -> Tensor | None:
+    some = [part for part in parts if part is not None]
+    return torch.cat(some) if some else None
+
+
+def _part(images: Tensor | None, at: slice) -> Tensor | None:
+    return None if images is None else images[at]
+
+
+def _augment(
+    image: Tensor, target: Tensor | None, mask: Tensor | None, items: Tensor, settings: AugmentSettings, seed: int,
+    epoch: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    channels = image.shape[1] + (0 if target is None else target.shape[1])
+    u = uniform(seed, epoch, items, _DRAWS + 2 * channels)
     if settings.rotate_deg or settings.translate or settings.scale:
         grid = _grid(_matrices(u, settings), image.shape[2], image.shape[3])
         image, target = _warp(image, grid), None if target is None else _warp(target, grid)
@@ -77,9 +102,10 @@ def augment(batch: Batch, settings: AugmentSettings, seed: int, epoch: int) -> B
         target, mask = (None if x is None else _flip(x, flipped) for x in (target, mask))
     if settings.gain or settings.gamma:
         draw = u[:, _DRAWS:].reshape(-1, channels, 2, 1, 1)
-        image = _intensity(image, draw[:, : image.shape[1]], settings)
-        target = None if target is None else _intensity(target, draw[:, image.shape[1] :], settings)
-    return replace(batch, image=image, target=target, mask=mask)
+        sources = image.shape[1]
+        image = _intensity(image, draw[:, :sources], settings)
+        target = None if target is None else _intensity(target, draw[:, sources:], settings)
+    return image, target, mask
 
 
 def _matrices(u: Tensor, settings: AugmentSettings) -> Tensor:
