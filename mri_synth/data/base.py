@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from annotated_types import Ge, Le
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch.utils.data import DataLoader
 
 from mri_synth.data import identity, prepare
 from mri_synth.data.augment import augment
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.partition import partition
 from mri_synth.data.prepare import Preparation, Study
 from mri_synth.data.sampler import EpochBatches
 from mri_synth.data.scan import SPLITS, Scan
@@ -34,8 +33,7 @@ from mri_synth.data.settings import (
     SliceSettings,
     SplitSettings,
 )
-from mri_synth.data.split import DROPPED, assign, drop_leaks
-from mri_synth.data.store import MASK, SCALE, Prepared, Store, open_or_build, slice_hash
+from mri_synth.data.store import MASK, Prepared, Store, open_or_build
 from mri_synth.data.views import Images
 from mri_synth.data.volume import Volume, read
 from mri_synth.errors import UserError
@@ -258,25 +256,11 @@ class MRIDataModule(pl.LightningDataModule):
             shown = "".join(f"\n  {n} file(s), such as: {reasons[kind]}" for kind, n in counts.most_common(3))
             raise UserError(f"no slice of {len(self._scans)} file(s) can be used; the commonest reasons:{shown}\n"
                             "Mend the files, or choose others by data.slices and data.contrasts.")  # fmt: skip
-        splits = assign(store.studies, self.split, fill=stage != "look")
-        names = [s["path"] for s in store.studies]
-        leaks = drop_leaks([[s["subject"]] for s in store.studies], splits, names, "subject", self.split)
-        self.leaks = [reason for _, reason in leaks]
-        self._leak_of = dict(leaks)
-        of_row = np.asarray(splits, object)[store.table["study"]].tolist()
-        rows, keys = self._shared_images(store, np.asarray(of_row, object))
-        row_names = [f"{names[store.table['study'][r]]} (slice {store.table['slice'][r]})" for r in rows]
-        of_shared = [of_row[r] for r in rows]
-        leaks = drop_leaks(keys, of_shared, row_names, "identical image", self.split)
-        self.leaks += [reason for _, reason in leaks]
-        for k, reason in leaks:
-            of_row[rows[k]] = of_shared[k]
-            self._leak_of.setdefault(int(store.table["study"][rows[k]]), reason)
+        self.partition = partition(store, self.split, fill=stage != "look")
+        self.leaks = self.partition.leaks
         for reason in self.leaks:
             log.warning("dropped: %s", reason)
-        self._given_splits = splits
-        self._splits = np.asarray(of_row, object)
-        self.split_rows = {split: np.flatnonzero(self._splits == split) for split in SPLITS}
+        self.split_rows = {split: self.partition.rows(split) for split in SPLITS}
         for split in ("train", "val"):
             if stage != "look" and not len(self.view(split)):
                 raise UserError(f"no item is left in {split}; see data.split, data.slices and the view "
@@ -292,66 +276,10 @@ class MRIDataModule(pl.LightningDataModule):
             preparation=asdict(self.preparation) | {"data": type(self).__name__.lower(), "title": self.title},
         )
 
-    def _shared_images(self, store: Store, splits: NDArray[Any]) -> tuple[list[int], list[list[int]]]:
-        """The rows with an image that another split has too, and the hashes of their images; blank images do not count.
-
-        Rows that share none are passed over here, as arrays: they are nearly all, and a warm start waits for this.
-        """
-        blank = slice_hash(np.full((store.size, store.size), -SCALE, np.int16))  # such as beyond the field of view
-        used = (store.table["foreground"] > 0) & (splits != DROPPED)  # blanks are alike
-        places, hashes = [np.zeros(0, np.intp)], [np.zeros(0, np.uint64)]
-        for name in store.counts:
-            if name != MASK:
-                at = store.table[f"row_{name}"]
-                places.append(np.flatnonzero(used & (at >= 0)))
-                hashes.append(store.table[f"hash_{name}"][at[places[-1]]])
-        place, image = np.concatenate(places), np.concatenate(hashes)
-        place, image = place[image != blank], image[image != blank]
-        _, which = np.unique(image, return_inverse=True)
-        number = np.unique(splits.astype(str), return_inverse=True)[1][place]
-        least = np.full(which.max(initial=-1) + 1, len(SPLITS) + 1)
-        most = np.full(len(least), -1)
-        np.minimum.at(least, which, number)
-        np.maximum.at(most, which, number)
-        keys: dict[int, list[int]] = {}
-        for k in np.flatnonzero((least < most)[which]).tolist():
-            keys.setdefault(int(place[k]), []).append(int(image[k]))
-        rows = sorted(keys)
-        return rows, [keys[r] for r in rows]
-
     @property
     def manifest(self) -> list[dict[str, Any]]:
-        """One record per file: split, subject, session, contrast, path, sha256, slices, label, age, sex, site, ...
-
-        `slices` counts those in use, `slices_left_out` those that `data.slices` did not choose, `slices_dropped` those
-        that leaked; why is the `reason`.
-        """
-        store = self._open()
-        number_of = {s["id"]: i for i, s in enumerate(store.studies)}
-        study_of_row, in_use = store.table["study"], self._splits != DROPPED
-        used = np.bincount(study_of_row[in_use], minlength=len(store.studies))
-        dropped = np.bincount(study_of_row[~in_use], minlength=len(store.studies))
-        rows = []
-        for f in store.files:
-            number = number_of.get(f["study"], -1)
-            study = store.studies[number] if number >= 0 else {}
-            prepared = f.get("slices", 0)
-            left = 0 if f["bad"] or number < 0 or not prepared else int(used[number])
-            given = number >= 0 and self._given_splits[number] != DROPPED
-            lost = int(dropped[number]) if prepared and number in self._leak_of else 0
-            split = self._given_splits[number] if given and not f["bad"] and used[number] else DROPPED
-            reason = f["reason"]
-            if not reason and number in self._leak_of and (lost or not split):
-                reason = self._leak_of[number] + (f"; {lost} of {prepared} slices dropped" if left else "")
-            elif not reason and not split:
-                reason = "not in the split"
-            about = {k: study.get(k) for k in ("label", "age", "sex", "site")}
-            facts = {k: f.get(k) for k in ("shape", "spacing_mm", "orientation", "dtype", "low", "high")}
-            rows.append({"split": split, "subject": f["subject"], "session": f["session"], "contrast": f["contrast"],
-                         "path": f["path"], "study": study.get("path", ""), "sha256": f["sha256"], "slices": left,
-                         "slices_left_out": f.get("slices_left_out", 0), "slices_dropped": lost,
-                         **about, **facts, "reason": reason})  # fmt: skip
-        return rows
+        """One record per file, as `Partition.manifest` says."""
+        return self.partition.manifest()
 
     # -- loaders --------------------------------------------------------------------------------------------------
 
