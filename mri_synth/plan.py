@@ -12,6 +12,7 @@ from rich.table import Table
 from mri_synth.data.base import MRIDataModule
 from mri_synth.fit import peak_memory
 from mri_synth.models.base import SynthModule
+from mri_synth.trainer import Layout
 
 
 def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[str, float | int | str]:
@@ -29,10 +30,12 @@ def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[s
         setattr(trainer, attribute, 3 if "train" in attribute else 1)
     epochs = trainer.max_epochs or 1
     clock = _Clock()
-    trainer.callbacks[:] = [*(c for c in trainer.callbacks if type(c).__name__ == "Layout"), clock]  # type: ignore[attr-defined]
+    trainer.callbacks[:] = [*(c for c in trainer.callbacks if isinstance(c, Layout)), clock]  # type: ignore[attr-defined]
     trainer.fit_loop.max_epochs = 1
-    steps = -(-len(data.view("train")) // (data.batch_size * trainer.world_size))
     trainer.fit(model, datamodule=data)
+    steps = epochs * -(-len(data.train_dataloader()) // trainer.accumulate_grad_batches)
+    steps = min(steps, model.max_steps or steps)
+    validations = epochs * len(data.val_dataloader())
     step = min(clock.steps[1:] or clock.steps)
     batch = next(iter(data.train_dataloader()))
     facts: dict[str, float | int | str] = {
@@ -41,14 +44,12 @@ def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[s
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(trainer.strategy.root_device),
         "precision": trainer.precision,
-        "seconds per step": round(step, 4),
+        "seconds per batch": round(step, 4),
         "images per second": round(len(batch) / step, 1),
         "seconds per validation batch": round(clock.validation, 4),
         "peak memory MiB": round(peak_memory(model) / 2**20),
-        "steps": steps * epochs,
-        "hours": round(
-            epochs * (steps * step + clock.validation * -(-len(data.view("val")) // data.batch_size)) / 3600, 3
-        ),
+        "steps": steps,
+        "hours": round((steps * trainer.accumulate_grad_batches * step + validations * clock.validation) / 3600, 3),
     }
     table = Table("plan", "", title=type(model).__name__)
     for name, value in facts.items():

@@ -238,7 +238,7 @@ def test_run_ids_are_stable_and_plain():
 def test_plan_prints_what_a_run_takes_and_keeps_nothing(tmp_path, compose, capsys):
     assert run(compose(*SMALL, "task=plan"), tmp_path / "plan", SMALL) is None
     text = capsys.readouterr().out
-    for word in ("parameters", "seconds per step", "hours", "40 / 20 / 20", "8 x 1 x 32 x 32"):
+    for word in ("parameters", "seconds per batch", "hours", "40 / 20 / 20", "8 x 1 x 32 x 32"):
         assert word in text
     assert not (tmp_path / "plan").exists()
 

@@ -308,7 +308,7 @@ class MRIDataModule(pl.LightningDataModule):
             batch_sampler=batches,
             collate_fn=_whole,
             num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.workers > 0,
             generator=torch.Generator(),
         )
