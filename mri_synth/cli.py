@@ -66,3 +66,6 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"\n{error}", err=True)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("\nstopped", err=True)
+        raise SystemExit(130) from None

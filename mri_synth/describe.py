@@ -52,6 +52,7 @@ def describe_overrides(overrides: Sequence[str], output: Path) -> Path:
     except HydraException as error:
         raise UserError(f"{' '.join(overrides)}: {error}") from error
     config.check(cfg)
+    cfg.data.on_bad_file = "skip"  # the page lists what cannot be used; refusing to look would hide the rest
     return describe(instantiate(cfg.data, _convert_="all"), output)
 
 

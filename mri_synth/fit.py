@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
     trainer.strategy.barrier("fit")
     content = initialise_from(model, best, "ckpt")
     warn_of_other_data(content, data)
+    overlap = trained_on_test(content, data, [config["init_from"]] if config["init_from"] else [])
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     if config["task"] == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
         metrics[f"best/{model.monitor[0]}"] = content["callbacks"]["Checkpoints"]["best"]
@@ -76,7 +77,8 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
             "references": known, "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()},
             "epochs": trainer.current_epoch, "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
-            "peak_memory_bytes": peak_memory(model), "checkpoint": str(best), "warnings": data_warnings(data),
+            "peak_memory_bytes": peak_memory(model), "checkpoint": str(best),
+            "warnings": [*overlap, *data_warnings(data)],
         })  # fmt: skip
         histogram = getattr(model, "codebook_histogram", None)
         if histogram is not None:
@@ -86,6 +88,28 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         log.info("%s\nreport: %s", f"test/ssim {test:.4f}" if test is not None else "", report)
         loggers.summarise(trainer.loggers, metrics)
     return metrics.get(name)
+
+
+def trained_on_test(content: dict[str, Any], data: MRIDataModule, others: Sequence[str]) -> list[str]:
+    """Whether test files were training files of the checkpoint, or of the one it started from: said loudly.
+
+    Args:
+        content: of the checkpoint that is scored.
+        data: set up.
+        others: checkpoints that training started from.
+
+    Returns:
+        One sentence per checkpoint that knows test files.
+    """
+    test, found = set(data.fingerprints("test")), []
+    known = [("this checkpoint", content), *((path, read_checkpoint(Path(path))) for path in others)]
+    for name, checkpoint in known:
+        if both := test & set(checkpoint["mri_synth"].get("trained_on", [])):
+            found.append(f"{len(both)} of {len(test)} test files were training files of {name}: the test scores are "
+                         "no measure of what it does on unseen data. Use its split: data.split.by=given "
+                         "data.split.file=<its run>/split.csv")  # fmt: skip
+            log.warning(found[-1])
+    return found
 
 
 def data_warnings(data: MRIDataModule) -> list[str]:
@@ -113,7 +137,7 @@ def warn_of_other_data(content: dict[str, Any], data: MRIDataModule) -> None:
     there, here = (json.loads(json.dumps(spec)) for spec in (there, here))  # a checkpoint has lists for tuples
     keys = [k for k in ("channels", "size", "contrasts", "plane", "simulated") if there[k] != here[k]]
     before, now = there["preparation"], here["preparation"]
-    keys += [f"preparation.{k}" for k in now if before.get(k) != now[k] and k not in keys]
+    keys += [f"preparation.{k}" for k in now if k not in ("title", *keys) and before.get(k) != now[k]]
     if keys:
         log.warning("the checkpoint was trained on data prepared otherwise: %s", ", ".join(keys))
 

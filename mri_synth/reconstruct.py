@@ -71,6 +71,9 @@ def reconstruct(
     prepared = intensity.apply(slices.images)
     outside = _foreground_outside(prepared, frame)
     _warn(model, volume, frame, outside)
+    if (clipped := intensity.clipped(volume.array)) > 0.01:
+        log.warning("%s: %.2g %% of the voxels lie beyond %g to %g, the intensities that the model knows for this file, and "
+                    "come back as these", volume.name, 100 * clipped, intensity.low, intensity.high)  # fmt: skip
     images = frame.apply(prepared, fill=-1)
     made, scores = _through(model.to(place).eval(), images, batch_size, place)
     array = from_slices(intensity.invert(frame.invert(made, fill=-1)), volume, how["plane"])

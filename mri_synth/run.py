@@ -46,6 +46,8 @@ def main() -> None:
     except (UserError, HydraException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
         _end(f"{error}" + (f"\n{cause}" if cause else ""), 2)
+    except KeyboardInterrupt:  # in training it is a clean stop; here nothing was begun that could be lost
+        _end("stopped", 130)
     except OSError as error:  # Hydra makes the run's folder before any code of ours
         if not outputs.cannot_write(error):
             raise
@@ -179,6 +181,11 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictC
             raise UserError(
                 f"{word}: a resumed run keeps its own; change single values, such as trainer.max_epochs=40, or start "
                 "a new run with init_from=<ckpt>"
+            )
+        if key.startswith("data.") and key not in ("data.root", "data.cache", "data.workers"):
+            raise UserError(
+                f"{word}: a resumed run keeps its data, their split and batches, or its figures would be of none; "
+                "start a new run with init_from=<ckpt>"
             )
     merged = OmegaConf.merge(old, OmegaConf.from_dotlist(changes))
     assert isinstance(merged, DictConfig)

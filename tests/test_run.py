@@ -189,7 +189,7 @@ def test_results_say_what_was_run_and_how_well(whole):
     assert results["status"] == "finished"
     assert results["simulated"] is True
     detail = results["details"]["test/ssim"]
-    assert detail["ci"][0] <= detail["mean"] <= detail["ci"][1]
+    assert detail["ci"] is None, "no interval from two subjects"
     assert detail["n_subjects"] == 2
     assert detail["n_slices"] == 20
     assert "data range 1" in detail["protocol"]
@@ -363,3 +363,40 @@ def test_check_names_what_model_data_and_machine_cannot_do(compose):
 
         with pytest.raises(UserError, match="finds no such device here; say trainer=cpu"):
             require_device("gpu")
+
+
+def test_a_checkpoint_that_saw_the_test_data_is_named(tmp_path, compose, caplog):
+    base = [*SMALL, "data.preset=custom", "trainer.max_epochs=1"]
+    run(compose(*base), tmp_path / "a", base)  # subjects 0 to 3 train, 4 and 5 val, 6 and 7 test
+    again = [*base, "task=test", f"ckpt={tmp_path / 'a/best.ckpt'}"]
+    run(compose(*again), tmp_path / "b", again)
+    assert json.loads((tmp_path / "b/results.json").read_text())["warnings"] == []
+    again += ["data.subjects=[1,1,2]"]  # 2 and 3 are tested now
+    run(compose(*again), tmp_path / "c", again)
+    (said,) = json.loads((tmp_path / "c/results.json").read_text())["warnings"]
+    assert said.startswith("2 of 2 test files were training files of this checkpoint")
+    assert said in caplog.text
+
+
+def test_resume_keeps_its_data(whole, compose):
+    with pytest.raises(UserError, match=r"data.split.seed=7: a resumed run keeps its data"):
+        run(compose(f"resume={whole}"), whole, [f"resume={whole}", "data.split.seed=7"])
+
+
+@pytest.mark.slow
+def test_a_key_without_a_network_goes_on_offline(tmp_path, monkeypatch, caplog):
+    import wandb
+
+    from mri_synth.callbacks.loggers import wandb_logger
+
+    def refuse(*args, **kwargs):
+        if kwargs.get("mode") != "offline":
+            raise wandb.errors.CommError("no route to host")
+        return "offline run"
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr(wandb, "init", refuse)
+    (logger,) = wandb_logger(tmp_path)
+    assert logger._offline
+    assert "going on offline" in caplog.text

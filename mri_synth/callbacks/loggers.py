@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
 
 
 class TidyCSV(Logger):
@@ -87,7 +90,7 @@ def wandb_logger(
         entity: user or team; None for the key's own.
         group: runs shown together, such as a sweep.
         tags: any words.
-        mode: "auto" is online with an API key and offline without; never a prompt.
+        mode: "auto" is online with an API key and offline without, or when W&B does not answer; never a prompt.
 
     Returns:
         One logger; none with WANDB_MODE=disabled.
@@ -97,9 +100,21 @@ def wandb_logger(
     keyed = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_key()
     offline = mode == "offline" or (mode == "auto" and not keyed) or os.environ.get("WANDB_MODE") == "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
-    identity = run_id(run)
-    return [WandbLogger(name=run.name, id=identity, project=project, entity=entity, group=group, tags=tags,
-                        save_dir=str(run), offline=offline, log_model=False, resume="allow")]  # fmt: skip
+    import wandb
+
+    def make(offline: bool) -> WandbLogger:
+        return WandbLogger(name=run.name, id=run_id(run), project=project, entity=entity, group=group, tags=tags,
+                           save_dir=str(run), offline=offline, log_model=False, resume="allow",
+                           settings=wandb.Settings(init_timeout=30))  # fmt: skip
+
+    logger = make(offline)
+    if mode == "auto" and not offline:
+        try:
+            _ = logger.experiment
+        except wandb.errors.Error as error:
+            log.warning("W&B cannot be reached (%s); going on offline: wandb sync %s/wandb/offline-*", error, run)
+            logger = make(True)
+    return [logger]
 
 
 def csv_only() -> list[Logger]:

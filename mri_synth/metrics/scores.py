@@ -80,6 +80,10 @@ class ImageScores(Metric):
         return float(values[np.random.default_rng(seed).permutation(len(values))[:10]].mean())
 
 
+LEAST_SUBJECTS = 5
+"""Below, no interval is given."""
+
+
 def summarise(values: NDArray[np.float64], subjects: Sequence[str], draws: int = 2000) -> dict[str, Any]:
     """Mean over slices, spread over subjects, and an interval from resampling subjects.
 
@@ -89,8 +93,8 @@ def summarise(values: NDArray[np.float64], subjects: Sequence[str], draws: int =
         draws: bootstrap resamples of the subjects.
 
     Returns:
-        mean, sd (of subject means), ci [2.5 %, 97.5 %], n_subjects, n_slices; sd and ci are None for one subject, and
-        mean too when nothing is finite.
+        mean, sd (of subject means), ci [2.5 %, 97.5 %], n_subjects, n_slices; sd is None for one subject, ci for
+        fewer than LEAST_SUBJECTS (a bootstrap of two has three outcomes), and mean too when nothing is finite.
     """
     known = np.isfinite(values)
     if not known.any():
@@ -103,7 +107,7 @@ def summarise(values: NDArray[np.float64], subjects: Sequence[str], draws: int =
     return {
         "mean": float(values[known].mean()),
         "sd": float((sums / counts).std(ddof=1)) if len(names) > 1 else None,
-        "ci": [float(q) for q in np.quantile(means, [0.025, 0.975])] if len(names) > 1 else None,
+        "ci": [float(q) for q in np.quantile(means, [0.025, 0.975])] if len(names) >= LEAST_SUBJECTS else None,
         "n_subjects": len(names),
         "n_slices": int(known.sum()),
     }

@@ -188,7 +188,9 @@ class SynthModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint rebuilds its model without a config: class, version, constructor arguments."""
         cls = type(self)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["mri_synth"] = {
+            "trained_on": data.fingerprints("train") if data is not None else [],
             "format": FORMAT,
             "version": __version__,
             "target": f"{cls.__module__}.{cls.__name__}",
