@@ -72,7 +72,7 @@ def reconstruct(
     outside = _foreground_outside(prepared, frame)
     _warn(model, volume, frame, outside)
     if (clipped := intensity.clipped(volume.array)) > 0.01:
-        log.warning("%s: %.2g %% of the voxels lie beyond %g to %g, the intensities that the model knows for this file, and "
+        log.warning("%s: %.2g %% of the voxels lie beyond %g to %g, which the model knows for this file, and "
                     "come back as these", volume.name, 100 * clipped, intensity.low, intensity.high)  # fmt: skip
     images = frame.apply(prepared, fill=-1)
     made, scores = _through(model.to(place).eval(), images, batch_size, place)
