@@ -101,7 +101,7 @@ def trained_on_test(content: dict[str, Any], data: MRIDataModule, others: Sequen
     Returns:
         One sentence per checkpoint that knows test files.
     """
-    test, found = set(data.fingerprints("test")), []
+    test, found = set(data.partition.fingerprints("test")), []
     known = [("this checkpoint", content), *((path, read_checkpoint(Path(path))) for path in others)]
     for name, checkpoint in known:
         if both := test & set(checkpoint["mri_synth"].get("trained_on", [])):

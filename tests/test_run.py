@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -400,3 +402,36 @@ def test_a_key_without_a_network_goes_on_offline(tmp_path, monkeypatch, caplog):
     (logger,) = wandb_logger(tmp_path)
     assert logger._offline
     assert "going on offline" in caplog.text
+
+
+HALF = """
+import os, sys
+import lightning.pytorch as pl
+
+def half(self, path, *args, **kwargs):
+    if self.global_step >= 7:
+        with open(path, "wb") as file:
+            file.write(b"half a checkpoint")
+            file.flush()
+            os.fsync(file.fileno())
+        os.kill(os.getpid(), 9)
+    return whole(self, path, *args, **kwargs)
+
+whole, pl.Trainer.save_checkpoint = pl.Trainer.save_checkpoint, half
+from mri_synth.run import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, tmp_path, compose):
+    words = [*SMALL, "trainer.checkpoint_every_steps=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run([sys.executable, "-c", HALF, *words], capture_output=True, cwd=Path(__file__).parents[1])
+    folder = tmp_path / "run"
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert (folder / ".last.ckpt.partial").read_bytes() == b"half a checkpoint"
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
+    run(compose(f"resume={folder}"), folder, [f"resume={folder}"])
+    a, b = weights(whole), weights(folder)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not list(folder.glob(".*.partial"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -281,19 +280,6 @@ class MRIDataModule(pl.LightningDataModule):
     def manifest(self) -> list[dict[str, Any]]:
         """One record per file, as `Partition.manifest` says."""
         return self.partition.manifest()
-
-    def fingerprints(self, split: str) -> list[str]:
-        """What a split is made of, to be compared with another's: a short hash of each file, by content.
-
-        Args:
-            split: train, val or test.
-
-        Returns:
-            12 hexadecimal digits per file, sorted; of simulated scans, by what they are called.
-        """
-        rows = [r for r in self.manifest if r["split"] == split and r["contrast"] != MASK]
-        names = [r["sha256"] or f"{type(self).__name__} {r['path']} {r['contrast']}" for r in rows]
-        return sorted({hashlib.sha256(name.encode()).hexdigest()[:12] for name in names})
 
     # -- loaders --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,19 @@ class Partition:
                          "slices_left_out": f.get("slices_left_out", 0), "slices_dropped": lost,
                          **about, **facts, "reason": reason})  # fmt: skip
         return rows
+
+    def fingerprints(self, split: str) -> list[str]:
+        """What a split is made of, to be compared with another's: a short hash of each file, by content.
+
+        Args:
+            split: train, val or test.
+
+        Returns:
+            12 hexadecimal digits per file, sorted; of simulated scans, by what they are called.
+        """
+        rows = [r for r in self.manifest() if r["split"] == split and r["contrast"] != MASK]
+        names = [r["sha256"] or f"{r['path']} {r['contrast']}" for r in rows]
+        return sorted({hashlib.sha256(name.encode()).hexdigest()[:12] for name in names})
 
 
 def partition(store: Store, settings: SplitSettings, fill: bool) -> Partition:

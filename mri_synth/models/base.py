@@ -190,7 +190,7 @@ class SynthModule(pl.LightningModule):
         cls = type(self)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["mri_synth"] = {
-            "trained_on": data.fingerprints("train") if data is not None else [],
+            "trained_on": data.partition.fingerprints("train") if data is not None else [],
             "format": FORMAT,
             "version": __version__,
             "target": f"{cls.__module__}.{cls.__name__}",
