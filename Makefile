@@ -5,6 +5,7 @@ BIN    := .venv/bin
 STAMP  := .venv/.installed
 XDIST  ?= 2
 ARGS   ?=
+FIRST  := outputs/$(shell date +%Y-%m-%d_%H-%M-%S)_first_brain
 # A file's tests stay in one process, so that what they share is made once; tests/conftest.py divides the threads.
 PYTEST := $(BIN)/python -m pytest -n $(XDIST) --dist loadfile --durations=10
 
@@ -23,8 +24,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(STAMP) ## train and report: VQ-VAE on simulated brains in minutes; others by ARGS='model=vqvae data=oasis'
-	@$(BIN)/python -m mri_synth.run $(or $(ARGS),experiment=first_brain)
+run: $(STAMP) ## new brains in minutes: VQ-VAE, then PixelCNN, one report; other runs by ARGS='model=vqvae data=oasis'
+ifeq ($(ARGS),)
+	@$(BIN)/python -m mri_synth.run experiment=first_brain hydra.run.dir=$(FIRST)/vqvae
+	@$(BIN)/python -m mri_synth.run experiment=first_samples model.first_stage=$(FIRST)/vqvae/best.ckpt hydra.run.dir=$(FIRST)/pixelcnn
+else
+	@$(BIN)/python -m mri_synth.run $(ARGS)
+endif
 
 test: $(STAMP) lint ## all checks: lint, types, docstrings, every test; the ten slowest are named (XDIST=n processes)
 	@$(PYTEST) $(ARGS)

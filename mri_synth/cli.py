@@ -50,13 +50,62 @@ def reconstruct(
     source: Annotated[Path, typer.Argument(help="NIfTI file, DICOM series folder, or picture")],
     output: Annotated[Path, typer.Option("--output", "-o", help="file to write")],
     series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where the folder holds several")] = None,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="OUTPUT_residual and OUTPUT_score: anomaly maps")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="slices at a time")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ) -> None:
     """A volume through a model and back: every slice, in the source's grid, shape, type and units."""
     from mri_synth.reconstruct import reconstruct as work
 
-    typer.echo(work(checkpoint, source, output, series=series, batch_size=batch_size, device=device))
+    typer.echo(work(checkpoint, source, output, series=series, residual=residual, batch_size=batch_size, device=device))
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="outputs/<run>/best.ckpt")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write")],
+    n: Annotated[int, typer.Option("-n", help="how many")] = 64,
+    seed: Annotated[int, typer.Option(help="of the first image; the next has the next seed")] = 0,
+    label: Annotated[str | None, typer.Option(help="class or contrast, of conditional models")] = None,
+    temperature: Annotated[float | None, typer.Option(help="of what is drawn; the model's own without")] = None,
+    top_k: Annotated[int | None, typer.Option(help="one of the k likeliest codes")] = None,
+    noise: Annotated[
+        bool | None, typer.Option(help="with the pixel noise of real images; the model's own choice without")
+    ] = None,
+    format: Annotated[str, typer.Option(help="png, nifti or both")] = "png",
+    batch_size: Annotated[int, typer.Option(help="images at a time")] = 16,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+) -> None:
+    """New images, a file and a seed each; going on where a stopped call ended."""
+    from mri_synth.sample import sample as work
+
+    options = {"temperature": temperature, "top_k": top_k, "noise": noise}
+    typer.echo(work(checkpoint, n, output, seed=seed, label=label, options=options, format=format,
+                    batch_size=batch_size, device=device))  # fmt: skip
+
+
+weights_app = typer.Typer(help="Pretrained weights: which there are, where they are, and fetching them.",
+                          no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+app.add_typer(weights_app, name="weights")
+
+
+@weights_app.command("list")
+def weights_list() -> None:
+    """What there is: what for, licence, size, and where it is now."""
+    from mri_synth.weights import show
+
+    show()
+
+
+@weights_app.command("get")
+def weights_get(name: Annotated[str, typer.Argument(help="as in mri-synth weights list")]) -> None:
+    """Fetch weights into the cache, checked; says licence and source first."""
+    from mri_synth.weights import announce, get
+
+    typer.echo(announce(name), err=True)
+    typer.echo(get(name))
 
 
 def main() -> None:

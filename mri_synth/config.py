@@ -21,8 +21,11 @@ from mri_synth.errors import ConfigError
 GROUPS = ("model", "data", "trainer", "logger")
 ROOT: dict[str, Any] = {
     "seed": Annotated[int, Ge(0), Le(2**32 - 1)], "task": Literal["fit", "test", "check", "plan"],
-    "resume": str | None, "init_from": str | None, "ckpt": str | None,
+    "resume": str | None, "init_from": str | None, "ckpt": str | None, "samples": Annotated[int, Ge(0)],
+    "features": list[str],
 }  # fmt: skip
+FEATURES = ("auto", "inception")
+"""Words for the feature spaces of `features`; "auto" is Inception where its weights are here, and nothing where not."""
 BASES = {"model": ("mri_synth.models.base", "SynthModule"), "data": ("mri_synth.data.base", "MRIDataModule")}
 PROVIDED = frozenset({"spec", "run", "model", "loggers"})
 """Constructor arguments that `run.py` gives and no YAML may: what the data know, the run's folder, ...."""
@@ -96,6 +99,10 @@ def _root(values: Mapping[str, Any], every: Sequence[str]) -> list[str]:
             what = f"a folder; did you mean {key}={Path(path) / 'best.ckpt'}?" if Path(path).is_dir() else (
                 "no such file; give a checkpoint such as outputs/<run>/best.ckpt")  # fmt: skip
             problems.append(f"{key}={path}: {what}")
+    for word in values["features"] if isinstance(values.get("features"), list) else []:
+        if word not in FEATURES and not Path(str(word)).is_file():
+            problems.append(f"features=[{word}]: no such file; allowed: {', '.join(FEATURES)}, or the checkpoint of "
+                            "a run with model=encoder")  # fmt: skip
     if values.get("task") == "test" and not values.get("ckpt"):
         problems.append("task=test: ckpt is missing: say which checkpoint, such as ckpt=outputs/<run>/best.ckpt")
     return problems

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 
 from mri_synth import outputs
+from mri_synth.anomaly import anomaly_results
 from mri_synth.callbacks import loggers
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.split import write_manifest
+from mri_synth.judgement import sampled
 from mri_synth.metrics.references import NOTES, references
 from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, summarise
 from mri_synth.models.base import SynthModule, initialise_from, read_checkpoint
@@ -71,14 +73,22 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
     name = f"best/{model.monitor[0]}" if config["task"] == "fit" else model.monitor[0].replace("val/", "test/")
     if trainer.is_global_zero:
         known = references(data) if model.reconstructs() else {}
+        anomaly = anomaly_results(model, data, picture=folder / "pictures" / "anomaly.png")
+        metrics |= anomaly.get("metrics", {})
+        details |= anomaly.get("details", {})
+        known |= anomaly.get("references", {})
+        generation = {}
+        if model.samples() and config["samples"]:
+            generation = sampled(model, data, folder, config["samples"], config["features"])
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
             "status": "finished", "resumed": bool(config["resume"]), "metrics": metrics, "details": details,
-            "references": known, "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()},
+            "references": known, "generation": generation,
+            "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()} | anomaly.get("notes", {}),
             "epochs": trainer.current_epoch, "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
             "peak_memory_bytes": peak_memory(model), "checkpoint": str(best),
-            "warnings": [*overlap, *data_warnings(data)],
+            "warnings": [*model.alarms, *overlap, *data_warnings(data)],
         })  # fmt: skip
         histogram = getattr(model, "codebook_histogram", None)
         if histogram is not None:
@@ -102,9 +112,12 @@ def trained_on_test(content: dict[str, Any], data: MRIDataModule, others: Sequen
         One sentence per checkpoint that knows test files.
     """
     test, found = set(data.partition.fingerprints("test")), []
-    known = [("this checkpoint", content), *((path, read_checkpoint(Path(path))) for path in others)]
-    for name, checkpoint in known:
-        if both := test & set(checkpoint["mri_synth"].get("trained_on", [])):
+    known = [("this checkpoint", content["mri_synth"])]
+    known += [(path, read_checkpoint(Path(path))["mri_synth"]) for path in others]
+    if stage := content["hyper_parameters"].get("first_stage"):
+        known.append(("its first stage", stage))
+    for name, about in known:
+        if both := test & set(about.get("trained_on", [])):
             found.append(f"{len(both)} of {len(test)} test files were training files of {name}: the test scores are "
                          "no measure of what it does on unseen data. Use its split: data.split.by=given "
                          "data.split.file=<its run>/split.csv")  # fmt: skip
@@ -167,7 +180,8 @@ def describe_run(
         "split_hash": outputs.table_hash(data.manifest), "data_hash": data.data_hash,
         "device": str(trainer.strategy.root_device), "world_size": trainer.world_size,
         "precision": trainer.precision, "parameters": sum(p.numel() for p in model.parameters()),
-        "protocol": PROTOCOLS, "explanations": explanations | {"train/loss": total, "val/loss": total},
+        "protocol": PROTOCOLS | model.protocols,
+        "explanations": explanations | {"train/loss": total, "val/loss": total},
         **outputs.environment(),
     }  # fmt: skip
 
@@ -186,7 +200,8 @@ def score_details(data: MRIDataModule, model: SynthModule) -> dict[str, Any]:
     if results is None:
         return {}
     subjects = data.view("test").subjects[results["index"]].tolist()
-    return {f"test/{k}": summarise(results[k], subjects) | {"protocol": text} for k, text in PROTOCOLS.items()}
+    known = PROTOCOLS | model.protocols
+    return {f"test/{k}": summarise(v, subjects) | {"protocol": known[k]} for k, v in results.items() if k != "index"}
 
 
 def peak_memory(model: SynthModule) -> int:

@@ -176,7 +176,7 @@ def peak_memory_bytes() -> int:
 
 
 def table_hash(rows: list[dict[str, Any]]) -> str:
-    """Hash of who is in which split, by subject and file content.
+    """Hash of who is in which split, by subject and file content, and of slices that were dropped from one.
 
     Args:
         rows: the manifest.
@@ -185,6 +185,8 @@ def table_hash(rows: list[dict[str, Any]]) -> str:
         16 hexadecimal digits.
     """
     lines = sorted(
-        f"{r['split']} {r['subject']} {r['session']} {r['contrast']} {r['sha256'] or r['path']}" for r in rows
+        f"{r['split']} {r['subject']} {r['session']} {r['contrast']} {r['sha256'] or r['path']}"
+        + (f" {r['reason']}" if r.get("slices_dropped") else "")
+        for r in rows
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

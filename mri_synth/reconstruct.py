@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from mri_synth.data.frame import Frame
 from mri_synth.data.intensity import Array, Intensity, fit_intensity
 from mri_synth.data.nifti import whole_file
 from mri_synth.data.prepare import FOREGROUND
-from mri_synth.data.settings import IntensitySettings
+from mri_synth.data.settings import IntensitySettings, Plane
 from mri_synth.data.volume import Volume, check_target, from_slices, read, save_like, to_slices
+from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.metrics.scores import PROTOCOLS, ImageScores
 from mri_synth.models.base import SynthModule, load_model
@@ -30,6 +32,7 @@ def reconstruct(
     output: Path,
     *,
     series: str | None = None,
+    residual: bool = False,
     batch_size: int = 16,
     device: str = "auto",
 ) -> Path:
@@ -39,11 +42,15 @@ def reconstruct(
     header, units and dtype of the source are kept; the header's description says that the image is synthetic. Beside
     the output a JSON of the same name tells how it was made. Parts outside the model's frame get its lowest intensity.
 
+    With `residual` two maps are written beside it, float32 on the source's grid: OUTPUT_residual, the source less the
+    reconstruction before rounding, in source units; and OUTPUT_score, the anomaly score (`mri_synth.anomaly.score`).
+
     Args:
         checkpoint: of a run whose model reconstructs.
         source: NIfTI, MGH or Analyze file, folder of a DICOM series, or picture.
         output: .nii or .nii.gz; .png for a picture.
         series: SeriesInstanceUID, where a DICOM folder holds several.
+        residual: write the two maps too; volumes only.
         batch_size: slices at once.
         device: "auto" (CUDA where there is some), "cpu", "cuda", "cuda:1", ...
 
@@ -51,11 +58,11 @@ def reconstruct(
         The output's path.
 
     Raises:
-        UserError: the model does not reconstruct, the source cannot be read, or the output cannot be written or would
-            overwrite the source or another file's JSON.
+        UserError: the model does not reconstruct, the source cannot be read, or is a picture of which maps are wanted,
+            or an output cannot be written or would overwrite the source or another file's JSON.
     """
     source, output = Path(source), Path(output)
-    place = _device(device)
+    place = device_of(device)
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: 1 or more slices at once.")
     model = load_model(checkpoint)
@@ -63,6 +70,7 @@ def reconstruct(
     volume = read(source, series)
     check_target(volume, output)
     sidecar = _sidecar(output)
+    maps = _maps(volume, output) if residual else {}
 
     slices = to_slices(volume, how["plane"])
     intensity = fit_intensity(volume.array, IntensitySettings(**how["intensity"]), str(source))
@@ -78,12 +86,20 @@ def reconstruct(
     made, scores = _through(model.to(place).eval(), images, batch_size, place)
     array = from_slices(intensity.invert(frame.invert(made, fill=-1)), volume, how["plane"])
 
-    save_like(array, volume, output, f"synthetic: mri_synth {__version__}, {type(model).__name__}")
+    name = type(model).__name__
+    save_like(array, volume, output, f"synthetic: mri_synth {__version__}, {name}")
+    written = {}
+    for kind, path in maps.items():
+        values, meaning = (_residual if kind == "residual" else _score)(
+            volume, array, images, made, frame, how["plane"]
+        )
+        save_like(values, _unwindowed(volume), path, f"{kind}, derived: mri_synth {__version__}, {name}", "float32")
+        written[path.name] = meaning
     about = {
         "synthetic": f"reconstruction by mri_synth {__version__}; not a measured image",
         "source": str(source.resolve()),
         "checkpoint": str(Path(checkpoint).resolve()),
-        "model": f"{type(model).__module__}.{type(model).__name__}",
+        "model": f"{type(model).__module__}.{name}",
         "preparation": how,
         "slices": len(images),
         "frame_spacing_mm": list(frame.spacing_mm),
@@ -93,6 +109,7 @@ def reconstruct(
         "scores_in_frame": scores,
         "protocols": PROTOCOLS,
         "errors_in_source_units": _errors(array, volume, intensity),
+        **({"maps": written} if written else {}),
     }
     with whole_file(sidecar) as part:
         part.write_text(json.dumps(about, indent=2) + "\n")
@@ -173,23 +190,54 @@ def _errors(array: Array, volume: Volume, intensity: Intensity) -> dict[str, flo
     }
 
 
-def _sidecar(output: Path) -> Path:
-    """The JSON beside the output, unless there is one that is not ours."""
-    name = output.name
+def _maps(volume: Volume, output: Path) -> dict[str, Path]:
+    """Where the residual and the score go: beside the output, with its ending."""
+    if volume.source is not None and volume.source.kind == "picture":
+        raise UserError(f"{volume.name}: a picture, and its residual has signs and fractions that a PNG does not hold. "
+                        "Leave out --residual, or store the picture as NIfTI first.")  # fmt: skip
+    stem, ending = _stem(output), output.name[len(_stem(output)) :]
+    paths = {kind: output.with_name(f"{stem}_{kind}{ending}") for kind in ("residual", "score")}
+    for path in paths.values():
+        check_target(volume, path)
+    return paths
+
+
+def _residual(
+    volume: Volume, array: Array, images: Array, made: Array, frame: Frame, plane: Plane
+) -> tuple[Array, str]:
+    shown = np.broadcast_to(frame.shown(), (len(images), *frame.source))
+    values = np.where(from_slices(shown, volume, plane), volume.array - array, np.float32(0))
+    return values, "source less reconstruction, in source units; 0 outside the model's frame"
+
+
+def _score(volume: Volume, array: Array, images: Array, made: Array, frame: Frame, plane: Plane) -> tuple[Array, str]:
+    from mri_synth.anomaly import MEANING, score
+
+    values = from_slices(frame.invert(score(images, made, frame.spacing_mm), fill=0), volume, plane)
+    return values, f"anomaly score: {MEANING}"
+
+
+def _unwindowed(volume: Volume) -> Volume:
+    """The volume without the display window of its header, in which a map would be black."""
+    source = volume.source
+    if source is None or source.header is None:
+        return volume
+    header = source.header.copy()
+    header["cal_min"] = header["cal_max"] = 0
+    return replace(volume, source=replace(source, header=header))
+
+
+def _stem(path: Path) -> str:
+    """The name without its ending."""
+    name = path.name
     for ending in (".gz", ".nii", ".png"):
         name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    path = output.with_name(f"{name}.json")
+    return name
+
+
+def _sidecar(output: Path) -> Path:
+    """The JSON beside the output, unless there is one that is not ours."""
+    path = output.with_name(f"{_stem(output)}.json")
     if path.exists() and '"synthetic"' not in path.read_text(errors="replace"):
         raise UserError(f"{path}: belongs to another file and would be overwritten. Give the output another name.")
     return path
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name}: not usable here ({str(error).splitlines()[0]}). Use auto or cpu.") from error
-    return device

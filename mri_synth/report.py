@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from mri_synth import drawing, html, plots
+from mri_synth import drawing, html, plots, report_samples
 from mri_synth.errors import UserError
 from mri_synth.html import SIMULATED, Html
 from mri_synth.run_folder import Run, chosen_pictures, curve_groups, read_run, shared_subjects, split_table
@@ -83,13 +83,16 @@ def render(run: Run) -> str:
     if (title := results.get("data_title")) and title != results.get("data"):
         name += f" · {title}"
     simulated = bool(results.get("simulated"))
+    drawn, stage = report_samples.samples(run), report_samples.first_stage(run)
     return html.page(
         f"{name} · {run.folder.name}",
         _headline(run, name, simulated),
         html.section("Warnings", *(html.notice(w, "warn") for w in run.warnings)) if run.warnings else Html(""),
         html.section("Result on the test split", *_results(results, simulated)),
+        html.section("Samples", *drawn) if drawn else Html(""),
         html.section("Pictures", *_pictures(run)),
         html.section("Curves", *_all_curves(run)),
+        html.section("First stage", *stage) if stage else Html(""),
         html.section("Codebook usage", *_codebook(run.codebook)) if run.codebook else Html(""),
         html.section("Data and split", *_data(run)),
         html.section("How to reproduce this run", *_reproduce(run)),
@@ -115,6 +118,7 @@ def _headline(run: Run, name: str, simulated: bool) -> Html:
     metrics = results.get("metrics") or {}
     shown = {MAIN: "test SSIM", "test/ssim_foreground": "test SSIM, foreground", "val/ssim": "validation SSIM"}
     figures = {word: html.number(metrics[n]) for n, word in shown.items() if n in metrics}
+    figures |= report_samples.figures(results)
     if (seconds := results.get("seconds")) is not None:
         figures["run time"] = html.duration(float(seconds))
     if (speed := results.get("images_per_second")) is not None:
@@ -165,7 +169,7 @@ def _suffix(name: str) -> str:
 def _title(name: str) -> str:
     """test/ssim_foreground -> SSIM foreground; train/reconstruction -> reconstruction."""
     words = _suffix(name).split("_")
-    short = {"ssim", "psnr", "mae", "nmse", "kid", "fid", "mse", "lr"}
+    short = {"ssim", "psnr", "mae", "nmse", "kid", "fid", "mse", "lr", "auroc", "ap", "elbo", "nll", "kl"}
     return " ".join(word.upper() if word in short else word for word in words)
 
 
@@ -236,6 +240,8 @@ def _all_curves(run: Run) -> list[Html]:
 def _pictures(run: Run) -> list[Html]:
     parts: list[Html] = []
     for path in chosen_pictures(run.folder / "pictures"):
+        if path.stem in report_samples.OWN:
+            continue
         match = re.fullmatch(r"epoch_(\d+)_?(.*)", path.stem)
         words = (match[2] if match else path.stem).replace("_", " ")
         when = ("before training" if int(match[1]) == 0 else f"epoch {int(match[1])}") if match else ""

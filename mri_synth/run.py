@@ -187,7 +187,8 @@ def resumed_config(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictC
                 f"{word}: a resumed run keeps its data, their split and batches, or its figures would be of none; "
                 "start a new run with init_from=<ckpt>"
             )
-    merged = OmegaConf.merge(old, OmegaConf.from_dotlist(changes))
+    newer = OmegaConf.masked_copy(cfg, [k for k in config.ROOT if k in cfg and k not in old])
+    merged = OmegaConf.merge(newer, old, OmegaConf.from_dotlist(changes))
     assert isinstance(merged, DictConfig)
     merged.resume, merged.init_from = str(folder), None  # its weights are in last.ckpt
     return merged
@@ -204,6 +205,7 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
         The data module (set up), the model and the trainer.
     """
     import lightning.pytorch as lightning
+    from hydra.errors import InstantiationException
     from hydra.utils import get_class, instantiate
 
     from mri_synth.callbacks.loggers import TidyCSV
@@ -211,7 +213,13 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
 
     relaunch.hush()
     # not so here: the data module's state resumes it; batches are read whole; what is logged is the same on all ranks
-    for text in ("your dataloader is not resumable", "LeafSpec", "does not have many workers", "sync_dist=True"):
+    for text in (
+        "your dataloader is not resumable",
+        "LeafSpec",
+        "does not have many workers",
+        "sync_dist=True",
+        "in eval mode at the start",
+    ):
         warnings.filterwarnings("ignore", f".*{text}")
     require_device(cfg.trainer.accelerator)
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -222,7 +230,14 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     data.view_class = config.called(model_class.needs, arguments)
     data.prepare_data()
     data.setup()
-    model: SynthModule = instantiate(cfg.model, spec=data.spec, _convert_="all")
+    try:
+        model: SynthModule = instantiate(cfg.model, spec=data.spec, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):  # without the words that Hydra wraps around it
+            raise error.__cause__ from None
+        raise
+    model.seed = cfg.seed
+    model.prepare(data)
     if cfg.init_from:
         from mri_synth.models.base import initialise_from
 

@@ -26,20 +26,27 @@ SMALL = [
     "data.preset=custom", "data.subjects=[4,3,1]", "data.size=32", "data.slices.stop=8", "logger=csv", "trainer=cpu",
     "trainer.precision=32-true", "trainer.max_epochs=2", "trainer.log_every_steps=1", "trainer.pictures=0",
     "trainer.progress=false",
+]  # fmt: skip
+VQVAE_SMALL = [
     "model.hidden_channels=16", "model.res_blocks=1", "model.codebook_size=16", "model.codebook_dim=8",
     "model.warmup_steps=2", "model.lambda_ssim=0",
 ]  # fmt: skip
 STILL = ["model.kmeans_init=false", "model.revive_below=0"]
 AUGMENT = "data.augment={flip:0.5,rotate_deg:10,translate:0.05,scale:0.1,gain:0.1,gamma:0.1}"
-CASES = {
+CASES: dict[str, list[str]] = {
     # 48 channels make groups of 3: before a group of 1 a bias has no effect, and Adam steps by its rounding errors
-    "plain": [*STILL, "model.norm=group", "model.hidden_channels=48", "model.lambda_ssim=0.5"],
-    "augmented": [*STILL, AUGMENT, "trainer.gradient_clip=0.1", "trainer.channels_last=false"],
-    "accumulated": [*STILL, "trainer.accumulate=2", "model.reconstruction=mse"],
-    "moving": ["model.revive_below=1"],
-    "killed": [AUGMENT, "trainer.checkpoint_every_steps=6"],  # in the middle of the second epoch
-    "unbroken": [AUGMENT],
-}
+    "plain": [*VQVAE_SMALL, *STILL, "model.norm=group", "model.hidden_channels=48", "model.lambda_ssim=0.5"],
+    "augmented": [*VQVAE_SMALL, *STILL, AUGMENT, "trainer.gradient_clip=0.1", "trainer.channels_last=false"],
+    "accumulated": [*VQVAE_SMALL, *STILL, "trainer.accumulate=2", "model.reconstruction=mse"],
+    "moving": [*VQVAE_SMALL, "model.revive_below=1"],
+    "killed": [*VQVAE_SMALL, AUGMENT, "trainer.checkpoint_every_steps=6"],  # in the middle of the second epoch
+    "unbroken": [*VQVAE_SMALL, AUGMENT],
+    "vae": ["model=vae", AUGMENT, "model.hidden_channels=16", "model.latent_dim=8", "model.downsample=8",
+            "model.warmup_steps=2"],
+    "pixelcnn": ["model=pixelcnn", "model.channels=8", "model.layers=3", "model.hidden=16", "model.dropout=0.2",
+                 "model.condition=label", "model.warmup_steps=2"],
+    "encoder": ["model=encoder", "model.width=8", "model.dim=64"],
+}  # fmt: skip
 
 
 class Kill(pl.Callback):
@@ -53,11 +60,13 @@ class Kill(pl.Callback):
             raise TimeoutError
 
 
-def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume: bool = False) -> dict[str, Any]:
+def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume: bool = False,
+         first_stage: Path | None = None) -> dict[str, Any]:  # fmt: skip
     """Train and test one case; what came out, as plain values and tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     batch = [f"data.batch_size={BATCH * 2 // world}", f"trainer.devices={world}"]
     batch += ["trainer.strategy=ddp"] if world > 1 else []
+    batch += [f"model.first_stage={first_stage}"] if case == "pixelcnn" else []
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         cfg = compose("run", [*SMALL, *CASES[case], *batch])
     data, model, trainer = build(cfg, folder)
@@ -70,12 +79,14 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
         assert trainer.global_step == kill_at
         return {}
     out: dict[str, Any] = {"weights": {k: v.clone() for k, v in model.state_dict().items()}}
-    out["usage"] = model.codebook_histogram.clone()
+    if hasattr(model, "codebook_histogram"):
+        out["usage"] = model.codebook_histogram.clone()
     out["val"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     trainer.test(model, datamodule=data, verbose=False)
     out["test"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-    out["items"] = torch.from_numpy(model.test_results["index"])
-    out["scores"] = torch.from_numpy(model.test_results["ssim"])
+    if model.reconstructs():
+        out["items"] = torch.from_numpy(model.test_results["index"])
+        out["scores"] = torch.from_numpy(model.test_results["ssim"])
     return out
 
 
@@ -118,6 +129,8 @@ def main(folder: Path) -> None:
 
     for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
         keep(case, play(case, folder / case, 2))
+    for case in ("vae", "pixelcnn", "encoder"):
+        keep(case, play(case, folder / case, 2, first_stage=folder / "plain/best.ckpt"))
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))
     keep("spoiled", spoil(folder / "spoiled"))

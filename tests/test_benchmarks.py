@@ -19,6 +19,7 @@ KEYS = {
                "first_batch_s", "memory_growth_mib"},
     "step": {"overhead_vs_loop", "speedup_vs_fp32", "gflop_per_step", "share_of_peak"},
     "quantizer": {"speedup", "speedup_with_backward", "codes_equal"},
+    "pixelcnn": {"speedup", "codes_per_s", "codes_equal", "floor_s", "share_of_floor", "training_images_per_s"},
 }  # fmt: skip
 SMALL = [
     "model.codebook_warmup=0",

@@ -28,7 +28,7 @@ from test_dicom import write_series
 
 from mri_synth.data import augment as augmentation
 from mri_synth.data import prepare, store
-from mri_synth.data.augment import augment, uniform
+from mri_synth.data.augment import augment
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.folder import Folder
 from mri_synth.data.sampler import EpochBatches
@@ -38,6 +38,7 @@ from mri_synth.data.split import assign, counts_of, drop_leaks, natural, read_ma
 from mri_synth.data.store import MASK, Prepared, Store, open_or_build
 from mri_synth.data.views import Images, Labelled, Pairs
 from mri_synth.data.volume import Slices, Volume, read
+from mri_synth.draws import uniform
 from mri_synth.errors import UserError
 from mri_synth.metrics.scores import summarise
 

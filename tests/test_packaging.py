@@ -21,7 +21,7 @@ import mri_synth
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LIGHT = ["mri_synth", *(f"mri_synth.{name}" for name in ("errors", "data.scan", "data.settings", "config", "cli"))]
+LIGHT = ["mri_synth", *(f"mri_synth.{n}" for n in ("errors", "data.scan", "data.settings", "config", "cli", "weights"))]
 
 # All are tried in one process; each line of output is a module and whatever heavy was loaded by then.
 IMPORT_ALL = """

@@ -37,7 +37,7 @@ class Identity(SynthModule):
     def reconstruct(self, image: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
         assert not self.training
-        assert image.abs().max() <= 1
+        assert image.abs().max() <= 1 + 1e-6  # resampling rounds
         self.seen.append(tuple(image.shape))
         return image
 
@@ -54,6 +54,13 @@ class Beyond(Identity):
 
     def reconstruct(self, image: Tensor) -> Tensor:
         return super().reconstruct(image) * 3
+
+
+class White(Identity):
+    """Gives the highest intensity everywhere."""
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        return torch.ones_like(super().reconstruct(image))
 
 
 class Broken(Identity):
@@ -264,6 +271,68 @@ def test_refusals(tmp_path, model):
     with pytest.raises(UserError, match=r"does not say how its training files were prepared \(fit missing\)"):
         reconstruct(CHECKPOINT, source, tmp_path / "b.nii")
     assert not list(tmp_path.glob("b*"))
+
+
+@pytest.mark.parametrize("codes", ["PSR", "oblique"])
+@pytest.mark.parametrize("fit", ["crop", "contain"])
+def test_residual_and_score_beside_the_reconstruction(tmp_path, model, codes, fit):
+    """`Half` makes every value half of what it was, so that the residual is the other half, to the last digit."""
+    model(Half, fit=fit)
+    source, output = head(tmp_path / "a.nii.gz", codes, slope=0.25), tmp_path / "b.nii.gz"
+    image = nib.load(source)
+    image.header["cal_max"] = 900
+    nib.save(image, source)
+    reconstruct(CHECKPOINT, source, output, residual=True)
+    values, made = (nib.load(p).get_fdata() for p in (source, output))
+    maps = {kind: nib.load(tmp_path / f"b_{kind}.nii.gz") for kind in ("residual", "score")}
+    residual, score = (m.get_fdata() for m in maps.values())
+    np.testing.assert_allclose(residual + made, values, atol=0.13)  # half a step of the stored reconstruction
+    if fit == "crop":
+        np.testing.assert_allclose(residual, (values - values.min()) / 2, atol=1e-4)
+    assert score.min() == 0
+    assert score.max() > 0.1
+    assert (score[values > 0.2 * values.max()] > 0).mean() > 0.95
+    for kind, image in maps.items():
+        np.testing.assert_array_equal(image.affine, nib.load(source).affine)
+        assert (image.shape, image.get_data_dtype()) == (values.shape, np.float32)
+        assert image.header["descrip"].item().decode() == f"{kind}, derived: mri_synth {__version__}, Half"
+        assert image.header["cal_max"] == 0  # the source's display window is not the map's
+        assert image.header.get_xyzt_units() == nib.load(source).header.get_xyzt_units()
+    said = json.loads((tmp_path / "b.json").read_text())["maps"]
+    assert said["b_residual.nii.gz"] == "source less reconstruction, in source units; 0 outside the model's frame"
+    assert "anomaly score: |G * (x - x_hat)|" in said["b_score.nii.gz"]
+    assert not list(tmp_path.glob(".part*"))
+
+
+def test_maps_are_signed_and_empty_outside_the_frame(tmp_path, model):
+    """A model that gives white everywhere: what is darker is negative; rows 2-5, columns 1-4 are in the frame."""
+    model(White, size=4)
+    source = head(tmp_path / "a.nii", "RAS")
+    reconstruct(CHECKPOINT, source, tmp_path / "b.nii", residual=True)
+    values, residual = (nib.load(tmp_path / n).get_fdata() for n in ("a.nii", "b_residual.nii"))
+    inside = np.zeros(values.shape, bool)
+    inside[1:5, 2:6] = True
+    np.testing.assert_allclose(residual[inside], (values - values.max())[inside], atol=1e-3)
+    assert not residual[~inside].any()
+    assert not nib.load(tmp_path / "b_score.nii").get_fdata()[~inside].any()
+
+
+def test_no_maps_unless_asked(tmp_path, model):
+    model()
+    reconstruct(CHECKPOINT, head(tmp_path / "a.nii"), tmp_path / "b.nii")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.nii", "b.json", "b.nii"]
+    assert "maps" not in json.loads((tmp_path / "b.json").read_text())
+
+
+def test_maps_are_refused_before_anything_is_written(tmp_path, model):
+    model(intensity=asdict(IntensitySettings(method="fixed", range=[0, 255])))
+    Image.fromarray(np.arange(150, dtype=np.uint8).reshape(10, 15)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a.png: a picture, and its residual has signs .* Leave out --residual"):
+        reconstruct(CHECKPOINT, tmp_path / "a.png", tmp_path / "b.png", residual=True)
+    source = head(tmp_path / "b_score.nii")
+    with pytest.raises(UserError, match=r"b_score.nii: is the input itself"):
+        reconstruct(CHECKPOINT, source, tmp_path / "b.nii", residual=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b_score.nii"]
 
 
 REAL = {

@@ -65,10 +65,11 @@ class Pictures(pl.Callback):
         pl_module.train(training)
         if not visuals:
             return
-        rows: dict[str, Any] = {name: images.float().cpu().numpy() for name, images in visuals.items()}
-        names = list(rows)
-        if len(names) >= 2 and rows[names[0]].shape == rows[names[-1]].shape and pl_module.reconstructs():
-            rows["|difference|"] = drawing.error(rows[names[-1]], rows[names[0]])
+        rows: dict[str, Any] = {}
+        for name, images in visuals.items():
+            rows[name] = images.float().cpu().numpy()
+            if name == "reconstruction":
+                rows["|difference|"] = drawing.error(rows[name], rows["original"])
         metric = pl_module.monitor[0]
         value = trainer.callback_metrics.get(metric)
         written = f" · {metric} {float(value):.4f}" if value is not None and epoch >= 0 else ""

@@ -12,45 +12,11 @@ from torch import Tensor
 
 from mri_synth.data.batch import Batch
 from mri_synth.data.settings import AugmentSettings
+from mri_synth.draws import uniform
 
 _DRAWS = 7
 _PART = 16
 """Items at a time on a CPU: what a part needs stays in the cache, which takes half the time."""
-_GOLDEN, _MIX_1, _MIX_2 = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-"""SplitMix64's constants as signed numbers: sums and products of int64 wrap to the same bits."""
-
-
-def uniform(seed: int, epoch: int, items: Tensor, draws: int) -> Tensor:
-    """Counter-based random numbers: the same for an item wherever and whenever it is drawn.
-
-    SplitMix64 (Steele, Lea, Flood 2014) of a counter made from seed, epoch, item and draw; on the items' device, so
-    that no step waits for it.
-
-    Args:
-        seed: of the run.
-        epoch: number of the epoch.
-        items: (B,) int64 item numbers.
-        draws: numbers per item.
-
-    Returns:
-        (B, draws) float32 in [0, 1), multiples of 2^-24.
-    """
-    x = _mix(torch.full((), seed + _GOLDEN, dtype=torch.int64, device=items.device))
-    x = _mix(_mix(x ^ epoch) ^ items)
-    bits = _mix(x[:, None] + _GOLDEN * torch.arange(1, draws + 1, device=items.device))
-    return _shift(bits, 40).float() * 2.0**-24
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, by: int) -> Tensor:
-    """x >> by of the unsigned number with the bits of x."""
-    shifted: Tensor = (x >> by) & (2 ** (64 - by) - 1)
-    return shifted
 
 
 def augment(batch: Batch, settings: AugmentSettings, seed: int, epoch: int) -> Batch:
@@ -74,7 +40,7 @@ def augment(batch: Batch, settings: AugmentSettings, seed: int, epoch: int) -> B
         for at in (slice(k, k + size) for k in range(0, len(items), size))
     ]
     images, targets, masks = zip(*parts, strict=True)
-    return replace(batch, image=torch.cat(images), target=_whole(targets), mask=_whole(masks))
+    return replace(batch, image=torch.cat(images), target=_whole(targets), mask=_whole(masks), codes=None)
 
 
 def _whole(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -14,12 +14,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Le
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch.utils.data import DataLoader
 
 from mri_synth.data import identity, prepare
 from mri_synth.data.augment import augment
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.classes import only_classes
 from mri_synth.data.partition import partition
 from mri_synth.data.prepare import Preparation, Study
 from mri_synth.data.sampler import EpochBatches
@@ -40,8 +42,8 @@ from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_NOT_CONTENT = {"root", "contrasts", "plane", "size", "fit", "spacing_mm", "slices", "intensity", "split", "augment",
-                "batch_size", "workers", "cache", "on_bad_file"}  # fmt: skip
+_NOT_CONTENT = {"root", "contrasts", "plane", "size", "fit", "spacing_mm", "slices", "intensity", "split",
+                "train_classes", "augment", "batch_size", "workers", "cache", "on_bad_file"}  # fmt: skip
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,6 +62,9 @@ class MRIDataModule(pl.LightningDataModule):
         slices: which slices of a volume.
         intensity: how intensities become [-1, 1].
         split: who is in train, val and test.
+        train_classes: classes that train and val may hold, such as [none] to learn what is healthy; None for all. Test
+            keeps all. It goes by the label of each item: where that comes from the mask, the healthy slices of a
+            subject with lesions count as healthy.
         augment: random changes of the training images.
         batch_size: items per batch and process.
         workers: loader processes; 0 reads in the main process, which is fast enough for all but many GPUs.
@@ -76,6 +81,7 @@ class MRIDataModule(pl.LightningDataModule):
     slices: SliceSettings = field(default_factory=SliceSettings)
     intensity: IntensitySettings = field(default_factory=IntensitySettings)
     split: SplitSettings = field(default_factory=SplitSettings)
+    train_classes: list[str] | None = None
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     batch_size: Positive = 32
     workers: Annotated[int, Ge(0)] = 0
@@ -94,6 +100,7 @@ class MRIDataModule(pl.LightningDataModule):
         self.contrasts = list(self.contrasts)
         self.seed = 0
         self.view_class: type[Images] = Images
+        self.codes: dict[str, NDArray[Any]] | None = None
         self._store: Store | None = None
         self._resume_at = (0, 0)
 
@@ -147,9 +154,20 @@ class MRIDataModule(pl.LightningDataModule):
         Returns:
             One message each.
         """
-        contrasts = list(arguments.get("contrasts") or ())
+        contrasts, wanted = list(arguments.get("contrasts") or ()), arguments.get("train_classes")
         twice = [c for c, n in Counter(contrasts).items() if n > 1]
-        return [f"data.contrasts=[{','.join(contrasts)}]: {' and '.join(twice)} more than once"] if twice else []
+        found = [f"data.contrasts=[{','.join(contrasts)}]: {' and '.join(twice)} more than once"] if twice else []
+        if wanted is None:
+            return found
+        key = f"data.train_classes=[{','.join(wanted)}]"
+        if not wanted:
+            found.append(f"{key}: no class is left to train on; null is all")
+        elif not cls.labelled(arguments):
+            found.append(f"{key}: this data has no classes under these settings; data.train_classes=null takes all")
+        elif unknown := [c for c in wanted if c not in (cls.label_from_mask or wanted)]:
+            here = ", ".join(cls.label_from_mask or ())
+            found.append(f"{key}: there is no {' and no '.join(unknown)}; classes here: {here}")
+        return found
 
     @classmethod
     def refuses(cls, view: type[Images], arguments: Mapping[str, Any]) -> str:
@@ -257,14 +275,16 @@ class MRIDataModule(pl.LightningDataModule):
             raise UserError(f"no slice of {len(self._scans)} file(s) can be used; the commonest reasons:{shown}\n"
                             "Mend the files, or choose others by data.slices and data.contrasts.")  # fmt: skip
         self.partition = partition(store, self.split, fill=stage != "look")
+        if self.train_classes is not None:
+            self.partition = only_classes(self.partition, list(self.train_classes), self._classes)
         self.leaks = self.partition.leaks
         for reason in self.leaks:
             log.warning("dropped: %s", reason)
         self.split_rows = {split: self.partition.rows(split) for split in SPLITS}
         for split in ("train", "val"):
             if stage != "look" and not len(self.view(split)):
-                raise UserError(f"no item is left in {split}; see data.split, data.slices and the view "
-                                f"'{self.view_class.name}' that the method needs")  # fmt: skip
+                raise UserError(f"no item is left in {split}; see data.split, data.slices, data.train_classes and the "
+                                f"view '{self.view_class.name}' that the method needs")  # fmt: skip
         spacings = {tuple(s["spacing_mm"]) for s in store.studies}
         self.spec = DataSpec(
             size=self.size,
@@ -292,7 +312,9 @@ class MRIDataModule(pl.LightningDataModule):
         Returns:
             The items, `__getitems__` reads whole batches of them.
         """
-        return self.view_class(self._open(), self.split_rows[split], self.contrasts)
+        view = self.view_class(self._open(), self.split_rows[split], self.contrasts)
+        view.codes = self.codes
+        return view
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader[Batch]:
         items = self.view(split)

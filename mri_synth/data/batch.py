@@ -65,6 +65,8 @@ class Batch:
         age: (B,) float32 years, NaN where unknown.
         sex: B of "F", "M" or "".
         site: B site names or "".
+        codes: (B, h, w) int64, the image's codes under the first stage of a two-stage method; None where the image was
+            changed after they were made.
     """
 
     image: Tensor
@@ -78,6 +80,7 @@ class Batch:
     age: Tensor | None = None
     sex: tuple[str, ...] = ()
     site: tuple[str, ...] = ()
+    codes: Tensor | None = None
 
     def __len__(self) -> int:
         return self.image.shape[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +28,7 @@ class Images(Dataset[Batch]):
 
     Attributes:
         contrast: (N,) index into `contrasts` of each item.
+        codes: contrast to the codes of all its slices under a first stage; None without.
     """
 
     name: ClassVar[str] = "images"
@@ -36,6 +37,7 @@ class Images(Dataset[Batch]):
     def __init__(self, store: Store, rows: NDArray[Any], contrasts: Sequence[str]) -> None:
         self.store = store
         self.contrasts = tuple(contrasts)
+        self.codes: Mapping[str, NDArray[Any]] | None = None
         chosen = [(row, c) for c, name in enumerate(contrasts) for row in rows[self._has(name, rows)].tolist()]
         chosen = [item for item in sorted(chosen) if self._wanted(item[0])]
         self.rows, self.contrast = np.asarray(chosen, np.int64).reshape(-1, 2).T
@@ -88,7 +90,14 @@ class Images(Dataset[Batch]):
             age=torch.from_numpy(self._age[study]),
             sex=tuple(self._sex[study]),
             site=tuple(self._site[study]),
+            codes=None if self.codes is None else self._codes(self.codes, rows, contrast),
         )
+
+    def _codes(self, codes: Mapping[str, NDArray[Any]], rows: NDArray[Any], contrast: NDArray[Any]) -> Tensor:
+        """(B, h, w) int64."""
+        each = [codes[name][self.store.table[f"row_{name}"][row]] for name, row in zip(
+            (self.contrasts[c] for c in contrast), rows, strict=True)]  # fmt: skip
+        return torch.from_numpy(np.stack(each).astype(np.int64))
 
     def image(self, rows: NDArray[Any], contrast: NDArray[Any]) -> Tensor:
         """(B, 1, H, W) float32: each row in the contrast of its item."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,29 +31,43 @@ EXPLAINED: dict[str, Callable[..., Any]] = {
 """Whose docstrings stand under the curves."""
 
 
-class ImageScores(Metric):
-    """SSIM, foreground SSIM, PSNR and MAE of each image, with the image's index, over all ranks."""
+def image_scores(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """What an image is worth as a reconstruction of another.
+
+    Args:
+        x_hat: (B, C, H, W) in [-1, 1].
+        x: the same of the originals.
+
+    Returns:
+        Score name, as in PROTOCOLS, to (B,) float32.
+    """
+    a, b = (x_hat.detach().float() + 1) / 2, (x.float() + 1) / 2
+    a = a.clamp(0, 1)
+    foreground = (x > FOREGROUND).any(1, keepdim=True)
+    return {"ssim": ssim(a, b), "ssim_foreground": foreground_ssim(a, b, foreground), "psnr": psnr(a, b),
+            "mae": mae(a, b)}  # fmt: skip
+
+
+class ItemScores(Metric):
+    """Any scores of each item, with the item's index, over all ranks."""
 
     full_state_update = False
 
     def __init__(self) -> None:
         super().__init__()
+        self.names: list[str] = []
         self.add_state("values", default=[], dist_reduce_fx="cat")
         self.add_state("indices", default=[], dist_reduce_fx="cat")
 
-    def update(self, x_hat: Tensor, x: Tensor, index: Tensor) -> None:
-        """Score a batch.
+    def update(self, scores: Mapping[str, Tensor], index: Tensor) -> None:
+        """Keep the scores of a batch.
 
         Args:
-            x_hat: (B, C, H, W) in [-1, 1].
-            x: the same of the originals.
+            scores: name to (B,); the same names every time.
             index: (B,) positions in the split.
         """
-        a, b = (x_hat.detach().float() + 1) / 2, (x.float() + 1) / 2
-        a = a.clamp(0, 1)
-        foreground = (x > FOREGROUND).any(1, keepdim=True)
-        columns = [ssim(a, b), foreground_ssim(a, b, foreground), psnr(a, b), mae(a, b)]
-        self.values.append(torch.stack([c.float() for c in columns], 1))  # type: ignore[union-attr, operator]
+        self.names = list(scores)
+        self.values.append(torch.stack([v.detach().float() for v in scores.values()], 1))  # type: ignore[union-attr, operator]
         self.indices.append(index)  # type: ignore[union-attr, operator]
 
     def compute(self) -> dict[str, NDArray[np.float64]]:
@@ -61,7 +75,7 @@ class ImageScores(Metric):
         values, indices = dim_zero_cat(self.values), dim_zero_cat(self.indices)  # type: ignore[arg-type]
         order = torch.argsort(indices)
         table = values[order].double().cpu().numpy()
-        return {name: table[:, k] for k, name in enumerate(PROTOCOLS)} | {"index": indices[order].cpu().numpy()}
+        return {name: table[:, k] for k, name in enumerate(self.names)} | {"index": indices[order].cpu().numpy()}
 
     def means(self) -> dict[str, float]:
         """Score name to its mean over all images for which it is finite (a blank image has no foreground)."""
@@ -78,6 +92,20 @@ class ImageScores(Metric):
         """
         values = self.compute()["ssim"]
         return float(values[np.random.default_rng(seed).permutation(len(values))[:10]].mean())
+
+
+class ImageScores(ItemScores):
+    """SSIM, foreground SSIM, PSNR and MAE of each image."""
+
+    def update(self, x_hat: Tensor, x: Tensor, index: Tensor) -> None:  # type: ignore[override]
+        """Score a batch.
+
+        Args:
+            x_hat: (B, C, H, W) in [-1, 1].
+            x: the same of the originals.
+            index: (B,) positions in the split.
+        """
+        ItemScores.update(self, image_scores(x_hat, x), index)
 
 
 LEAST_SUBJECTS = 5

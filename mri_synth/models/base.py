@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -17,7 +17,10 @@ from mri_synth import __version__
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.views import Images
 from mri_synth.errors import UserError
-from mri_synth.metrics.scores import ImageScores
+from mri_synth.metrics.scores import ImageScores, ItemScores, image_scores
+
+if TYPE_CHECKING:
+    from mri_synth.data.base import MRIDataModule
 
 FORMAT = 1
 """Of checkpoints; raised when an older one can no longer be read."""
@@ -32,13 +35,17 @@ class SynthModule(pl.LightningModule):
     Attributes:
         monitor: metric that chooses the best checkpoint, and whether "max" or "min" is better.
         explained: loss name to the function whose docstring explains it in the report.
+        protocols: name of a score of `item_scores` to how it is measured, of those that image scores do not have.
         fused: optimizers in one kernel; this and the next two are set by the trainer's settings.
         log_every_steps: steps between logged losses.
         max_steps: a limit on the steps, for schedules.
+        seed: of what training draws; the run's.
+        alarms: sentences for the log and the report, of what went wrong in training and what helps.
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     explained: ClassVar[dict[str, Callable[..., Any]]] = {}
+    protocols: ClassVar[dict[str, str]] = {}
 
     def __init__(self, spec: DataSpec | dict[str, Any]) -> None:
         super().__init__()
@@ -46,10 +53,11 @@ class SynthModule(pl.LightningModule):
         self.fused = False
         self.log_every_steps = 10
         self.max_steps: int | None = None
+        self.seed = 0
+        self.alarms: list[str] = []
         self.save_hyperparameters(*_constructor_arguments(type(self)))
         self.hparams["spec"] = self.spec.to_dict()
-        if self.reconstructs():
-            self.val_scores, self.test_scores = ImageScores(), ImageScores()
+        self.val_scores, self.test_scores = ImageScores(), ItemScores()
 
     # -- what a method says --------------------------------------------------------------------------------------
 
@@ -99,6 +107,37 @@ class SynthModule(pl.LightningModule):
         """
         raise UserError(f"{type(self).__name__} does not reconstruct images")
 
+    def sample(self, seeds: Tensor, label: Tensor | None = None) -> Tensor:
+        """New images. A method may take further options by keyword, such as `temperature`; the verb offers them.
+
+        Args:
+            seeds: (n,) int64; one seed gives one image, whatever else is in the batch.
+            label: (n,) int64 of conditional methods, index into what `conditions` names; -1 or None: any.
+
+        Returns:
+            (n, C, H, W) float32 in [-1, 1].
+
+        Raises:
+            UserError: the method does not sample.
+        """
+        raise UserError(f"{type(self).__name__} does not sample images")
+
+    @classmethod
+    def samples(cls) -> bool:
+        """Whether the method has a `sample` of its own."""
+        return cls.sample is not SynthModule.sample
+
+    def conditions(self) -> tuple[str, ...]:
+        """Names of what samples can be conditioned on, in index order; empty for unconditional methods."""
+        return ()
+
+    def prepare(self, data: MRIDataModule) -> None:
+        """What is computed from the data once, before training: the codes of a first stage.
+
+        Args:
+            data: set up.
+        """
+
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
         """What the callbacks draw, row by row; the method never draws.
 
@@ -108,7 +147,12 @@ class SynthModule(pl.LightningModule):
         Returns:
             Row name to (B, 1, H, W) in [-1, 1].
         """
-        return {"original": batch.image, "reconstruction": self.reconstruct(batch.image)} if self.reconstructs() else {}
+        rows = {"original": batch.image}
+        if self.reconstructs():
+            rows["reconstruction"] = self.reconstruct(batch.image)
+        if self.samples():
+            rows["sample"] = self.sample(torch.arange(len(batch), device=batch.image.device))
+        return rows if len(rows) > 1 else {}
 
     @classmethod
     def reconstructs(cls) -> bool:
@@ -130,19 +174,32 @@ class SynthModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses as val/<key>, and image scores of what reconstructs."""
-        self._evaluate(batch, "val")
+        self._log_losses(batch, "val", ())
+        if self.reconstructs():
+            self.val_scores.update(self.reconstruct(batch.image), batch.image, batch.index)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Losses as test/<key>, and image scores of what reconstructs."""
-        self._evaluate(batch, "test")
+        """Losses as test/<key>, and the scores of each item."""
+        scores = self.item_scores(batch)
+        self._log_losses(batch, "test", scores)
+        if scores:
+            self.test_scores.update(scores, batch.index)
 
-    def _evaluate(self, batch: Batch, split: str) -> None:
-        losses = self.losses(batch)
+    def item_scores(self, batch: Batch) -> dict[str, Tensor]:
+        """Scores of each item of a test batch, from which the report makes mean and interval by subject.
+
+        Args:
+            batch: as the view offers it.
+
+        Returns:
+            Name to (B,); by default what a reconstruction is worth. What is added needs a line in `protocols`.
+        """
+        return image_scores(self.reconstruct(batch.image), batch.image) if self.reconstructs() else {}
+
+    def _log_losses(self, batch: Batch, split: str, but: Collection[str]) -> None:
         weight: Any = float(len(batch))  # the mean over processes of an integer weight would be cut to an integer
-        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=weight, sync_dist=True)
-        if self.reconstructs():
-            scores = self.val_scores if split == "val" else self.test_scores
-            scores.update(self.reconstruct(batch.image), batch.image, batch.index)
+        losses = {f"{split}/{k}": v for k, v in self.losses(batch).items() if k not in but}
+        self.log_dict(losses, batch_size=weight, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """val/ssim over all validation slices, and val/ssim_10 on ten of them, drawn once by seed."""
@@ -155,7 +212,7 @@ class SynthModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """test/<score> over all test slices; the scores of each slice stay for the report."""
-        if self.reconstructs():
+        if self.test_scores.names:
             self.test_results = self.test_scores.compute()
             self.log_dict({f"test/{k}": v for k, v in self.test_scores.means().items()})
             self.test_scores.reset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,9 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.draws import normal
+from mri_synth.losses.noise import censored_draw, noise_loss
 from mri_synth.losses.reconstruction import l1, mse, ssim_loss
 from mri_synth.losses.vq import commitment
 from mri_synth.models.base import SynthModule
+from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks.autoencoder import Decoder, Encoder
 from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
 
@@ -42,6 +44,8 @@ class VQVAE(SynthModule):
         revive_below: a code used less often (moving average of vectors per batch) is put on a random vector; 0: never.
         reconstruction: "l1" or "mse" on [-1, 1].
         lambda_ssim: weight of 1 - SSIM in the reconstruction loss.
+        noise: learn the distribution of the pixels about the reconstruction, which stays as it would be without; what
+            is drawn from codes then has the noise of real images.
         beta: weight of the commitment loss.
         lr: learning rate of Adam.
         betas: decay rates of Adam's moments.
@@ -52,7 +56,7 @@ class VQVAE(SynthModule):
     code_counts: Tensor
     monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
     explained: ClassVar[dict[str, Any]] = {
-        "l1": l1, "mse": mse, "ssim_loss": ssim_loss, "commitment": commitment,
+        "l1": l1, "mse": mse, "ssim_loss": ssim_loss, "commitment": commitment, "noise_loss": noise_loss,
         "codebook_usage": codebook_usage, "perplexity": codebook_usage,
     }  # fmt: skip
 
@@ -71,6 +75,7 @@ class VQVAE(SynthModule):
         revive_below: NonNegative = 1.0,
         reconstruction: Literal["l1", "mse"] = "l1",
         lambda_ssim: NonNegative = 0.0,
+        noise: bool = False,
         beta: NonNegative = 0.25,
         lr: PositiveFloat = 1e-3,
         betas: tuple[Decay, Decay] = (0.9, 0.999),
@@ -84,7 +89,7 @@ class VQVAE(SynthModule):
             codebook_size, codebook_dim, decay, kmeans_init=kmeans_init, revive_below=revive_below,
             warmup_steps=codebook_warmup,
         )  # fmt: skip
-        self.decoder = Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm)
+        self.decoder = Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm, noise)
         self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
 
     @staticmethod
@@ -112,17 +117,23 @@ class VQVAE(SynthModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Reconstruction and commitment, weighted (van den Oord 2017, eq. 3; its codebook term is left to averages).
 
-        `L = L_1 + lambda_ssim L_SSIM + beta L_commit`, or L_2 in place of L_1
+        `L = L_1 + lambda_ssim L_SSIM + beta L_commit`, or L_2 in place of L_1; + L_noise, of the noise's layers alone
 
         In evaluation the codes are counted too.
         """
         h = self.hparams
         x = batch.image
         quantized = self.quantizer(self.encoder(x))
-        x_hat = self.decoder(quantized.z_q).float()
+        if h["noise"]:
+            x_hat, mean, log_scale = self.decoder.noisy(quantized.z_q)
+        else:
+            x_hat = self.decoder(quantized.z_q)
         terms = {h["reconstruction"]: (l1 if h["reconstruction"] == "l1" else mse)(x_hat, x).mean()}
         terms["commitment"] = quantized.commitment.mean()
         loss = terms[h["reconstruction"]] + h["beta"] * terms["commitment"]
+        if h["noise"]:
+            terms["noise_loss"] = noise_loss(x_hat, mean, log_scale, x).mean()
+            loss = loss + terms["noise_loss"]
         if h["lambda_ssim"]:
             terms["ssim_loss"] = ssim_loss(x_hat, x).mean()
             loss = loss + h["lambda_ssim"] * terms["ssim_loss"]
@@ -153,6 +164,22 @@ class VQVAE(SynthModule):
         """
         x_hat: Tensor = self.decoder(self.quantizer.lookup(codes))
         return x_hat.float().clamp(-1, 1)
+
+    def draw(self, codes: Tensor, seeds: Tensor) -> Tensor:
+        """Images of codes with the pixel noise that was learned; without, the same as `decode`.
+
+        Args:
+            codes: (B, h, w) int64.
+            seeds: (B,) int64 of the noise.
+
+        Returns:
+            (B, C, H, W) float32 in [-1, 1].
+        """
+        if not self.hparams["noise"]:
+            return self.decode(codes)
+        _, mean, log_scale = self.decoder.noisy(self.quantizer.lookup(codes))
+        noise = normal(0, 1, seeds.to(mean.device), mean[0].numel())
+        return censored_draw(mean, log_scale, noise.view_as(mean))
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode, quantise, decode."""
@@ -185,24 +212,3 @@ class VQVAE(SynthModule):
         schedule = WarmupCosine(min(h["warmup_steps"], self.total_steps // 10), self.total_steps, h["lr_final"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-class WarmupCosine:
-    """Factor on the learning rate: linear from 0 to 1, then a half cosine down to `final`."""
-
-    def __init__(self, warmup: int, total: int, final: float) -> None:
-        """Schedule over `total` steps.
-
-        Args:
-            warmup: steps of the rise.
-            total: steps of the training.
-            final: factor at the end.
-        """
-        self.warmup, self.total, self.final = warmup, total, final
-
-    def __call__(self, step: int) -> float:
-        """The factor at a step."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        share = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * share))

