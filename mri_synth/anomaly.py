@@ -5,7 +5,7 @@ The score uses an image and its reconstruction and nothing else, so that a check
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,37 +118,54 @@ def anomaly_results(
     items = data.view("test")
     if not model.reconstructs() or type(items) is not Images or data.spec.channels != 1 or not len(items):
         return {}
-    x, x_hat, mask = _through(model, items, batch_size)
-    if not mask.any():
+    spacing, subjects = pixel_mm(data.spec), items.subjects
+    median = median_images(data) if len(data.view("train")) else None  # data that are only tested on have none
+    found: dict[str, dict[str, Any]] = {}
+    drawn: list[tuple[str, tuple[Array, Array, Array, Array]]] = []
+    for at in _groups(subjects):
+        x, x_hat, mask = _through(model, items, at, batch_size)
+        region = brain(x)
+        maps = {"score": score(x, x_hat, spacing, region), "residual alone": smoothed(x - x_hat, region, spacing)}
+        maps |= baselines(x, region, None if median is None else median[items.contrast[at]], spacing)
+        for name, values in maps.items():
+            found.setdefault(name, {}).update(by_subject(values, mask, region, subjects[at].tolist()))
+        drawn += largest(x, x_hat, maps["score"], mask, subjects[at])
+    if not drawn:
         return {}
-    spacing, region, subjects = pixel_mm(data.spec), brain(x), items.subjects.tolist()
-    median = median_images(data)[items.contrast]
-    maps = {"score": score(x, x_hat, spacing, region), "residual alone": smoothed(x - x_hat, region, spacing)}
-    maps |= baselines(x, region, median, spacing)
-    if not len(data.view("train")):  # data that are only tested on have no median
-        del maps["training median"]
-    found = {name: summary(by_subject(values, mask, region, subjects)) for name, values in maps.items()}
-    lesioned = set(items.subjects[mask.any((1, 2))].tolist())
-    slices = int(np.isin(items.subjects, list(lesioned)).sum())
+    summaries = {name: summary(dict(sorted(values.items()))) for name, values in found.items()}
+    lesioned = sorted(name for name, d in found["score"].items() if not np.isnan(d.auroc))
+    slices = int(np.isin(subjects, lesioned).sum())
     if picture is not None:
-        drawing.save(examples(x, x_hat, maps["score"], mask, subjects), picture)
-    own = {f"test/{k}": v | {"n_slices": slices} for k, v in found.pop("score").items()}
+        drawing.save(examples(drawn), picture)
+    own = {f"test/{k}": v | {"n_slices": slices} for k, v in summaries.pop("score").items()}
     own = {k: v | {"protocol": f"{v['protocol']}; score: {MEANING}"} for k, v in own.items()}
     return {
         "metrics": {k: v["mean"] for k, v in own.items() if v["mean"] is not None},
         "details": own,
-        "references": {f"{name}/{k}": v["mean"] for name, values in found.items() for k, v in values.items()},
+        "references": {f"{name}/{k}": v["mean"] for name, values in summaries.items() for k, v in values.items()},
         "notes": {f"{name}/anomaly": text for name, text in (BASELINES | PARTS).items()},
     }
 
 
+def _groups(subjects: NDArray[Any], most: int = 1000) -> Iterator[NDArray[np.intp]]:
+    """Items of whole subjects, about so many at a time: scores are per subject, and maps are large."""
+    _, number = np.unique(subjects, return_inverse=True)
+    order = np.argsort(number, kind="stable")
+    ends = np.flatnonzero(np.diff(number[order], append=-1)) + 1
+    start = 0
+    for k, end in enumerate(ends.tolist()):
+        if k + 1 == len(ends) or ends[k + 1] - start > most:
+            yield order[start:end]
+            start = end
+
+
 @torch.no_grad()
-def _through(model: SynthModule, items: Images, batch_size: int) -> tuple[Array, Array, Array]:
-    """Images, reconstructions and masks of a view, (N, H, W) each."""
+def _through(model: SynthModule, items: Images, at: NDArray[np.intp], batch_size: int) -> tuple[Array, Array, Array]:
+    """Images, reconstructions and masks of some items of a view, (N, H, W) each."""
     model.eval()
     parts: list[tuple[Array, Array, Array]] = []
-    for start in range(0, len(items), batch_size):
-        batch = items.__getitems__(range(start, min(start + batch_size, len(items))))
+    for start in range(0, len(at), batch_size):
+        batch = items.__getitems__(at[start : start + batch_size].tolist())
         x_hat = model.reconstruct(batch.image.to(model.device)).float().clamp(-1, 1).cpu()
         mask = batch.mask if batch.mask is not None else torch.zeros_like(batch.image)
         parts.append((batch.image[:, 0].numpy(), x_hat[:, 0].numpy(), mask[:, 0].numpy() > 0))
@@ -156,13 +173,13 @@ def _through(model: SynthModule, items: Images, batch_size: int) -> tuple[Array,
     return x, made, masks
 
 
-def baselines(x: Array, region: Array, median: Array, spacing_mm: Sequence[float]) -> dict[str, Array]:
+def baselines(x: Array, region: Array, median: Array | None, spacing_mm: Sequence[float]) -> dict[str, Array]:
     """The maps that any anomaly score must beat, smoothed like the score.
 
     Args:
         x: (N, H, W) in [-1, 1].
         region: (N, H, W) bool.
-        median: (N, H, W), of the training images of the same contrast.
+        median: (N, H, W), of the training images of the same contrast; None where there are none, and no such map.
         spacing_mm: (row, column) of the pixels.
 
     Returns:
@@ -170,8 +187,9 @@ def baselines(x: Array, region: Array, median: Array, spacing_mm: Sequence[float
     """
     bright = _blur((x + 1) * region, spacing_mm)
     own = np.array([np.median(i[r]) if r.any() else -1.0 for i, r in zip(x, region, strict=True)])[:, None, None]
-    maps = (bright, -bright, *(score(x, m + 0 * x, spacing_mm, region) for m in (median, own)))
-    return dict(zip(BASELINES, maps, strict=True))
+    from_medians = (None if m is None else score(x, m + 0 * x, spacing_mm, region) for m in (median, own))
+    maps = zip(BASELINES, (bright, -bright, *from_medians), strict=True)
+    return {name: values for name, values in maps if values is not None}
 
 
 def median_images(data: MRIDataModule, at_most: int = 500) -> Array:
@@ -193,8 +211,10 @@ def median_images(data: MRIDataModule, at_most: int = 500) -> Array:
     return out
 
 
-def examples(x: Array, x_hat: Array, scores: Array, mask: Array, subjects: Sequence[str], count: int = 8) -> Any:
-    """A sheet of the largest lesions of so many subjects.
+def largest(
+    x: Array, x_hat: Array, scores: Array, mask: Array, subjects: NDArray[Any]
+) -> list[tuple[str, tuple[Array, Array, Array, Array]]]:
+    """Each subject's slice with the most lesion.
 
     Args:
         x: (N, H, W) in [-1, 1].
@@ -202,17 +222,34 @@ def examples(x: Array, x_hat: Array, scores: Array, mask: Array, subjects: Seque
         scores: of their pixels.
         mask: bool.
         subjects: (N,) whose slice it is.
+
+    Returns:
+        Subject, and original, reconstruction, score and mask of its slice, (H, W) each; those without lesion left out.
+    """
+    size, out = mask.sum((1, 2)), []
+    for name in np.unique(subjects).tolist():
+        rows = np.flatnonzero(subjects == name)
+        k = int(rows[size[rows].argmax()])
+        if size[k]:
+            out.append((str(name), (x[k].copy(), x_hat[k].copy(), scores[k].copy(), mask[k].copy())))
+    return out
+
+
+def examples(drawn: Sequence[tuple[str, tuple[Array, Array, Array, Array]]], count: int = 8) -> Any:
+    """A sheet of such slices.
+
+    Args:
+        drawn: as `largest` gives them.
         count: of columns at most.
 
     Returns:
         An RGB picture: original, reconstruction, score, mask.
     """
-    names, size = np.asarray(subjects, str), mask.sum((1, 2))
-    best = {n: int(np.flatnonzero(names == n)[size[names == n].argmax()]) for n in np.unique(names).tolist()}
-    pick = [k for k in best.values() if size[k]][:count]
+    names = [name for name, _ in drawn[:count]]
+    x, x_hat, scores, mask = (np.stack(images) for images in zip(*(images for _, images in drawn[:count]), strict=True))
     rows = {
-        "original": x[pick], "reconstruction": x_hat[pick],
-        "anomaly score": drawing.Row(scores[pick], "error", float(f"{np.quantile(scores[pick], 0.999):.2g}") or 1.0),
-        "lesion mask": mask[pick] * 2.0 - 1,
+        "original": x, "reconstruction": x_hat,
+        "anomaly score": drawing.Row(scores, "error", float(f"{np.quantile(scores, 0.999):.2g}") or 1.0),
+        "lesion mask": mask * 2.0 - 1,
     }  # fmt: skip
-    return drawing.sheet(rows, "Anomaly score: each subject's slice with the most lesion", [names[k] for k in pick])
+    return drawing.sheet(rows, "Anomaly score: each subject's slice with the most lesion", names)

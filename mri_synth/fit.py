@@ -18,7 +18,7 @@ from mri_synth.anomaly import anomaly_results
 from mri_synth.callbacks import loggers
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.split import write_manifest
-from mri_synth.judgement import sampled
+from mri_synth.judgement import sampled, spaces
 from mri_synth.metrics.references import NOTES, references
 from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, summarise
 from mri_synth.models.base import SynthModule, initialise_from, read_checkpoint
@@ -43,6 +43,9 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
     Returns:
         The monitored metric of the best checkpoint; with task=test the same metric on the test split.
     """
+    judges = model.samples() and config["samples"] > 0
+    if judges:
+        spaces(config["features"], "cpu")  # what is asked for and not here ends it before the training
     about = describe_run(config, data, model, trainer)
     if trainer.is_global_zero:
         write_manifest(folder / "split.csv", data.manifest)
@@ -72,14 +75,13 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         log.warning("the test split is empty: nothing was tested")
     name = f"best/{model.monitor[0]}" if config["task"] == "fit" else model.monitor[0].replace("val/", "test/")
     if trainer.is_global_zero:
+        model.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when a loop ends
         known = references(data) if model.reconstructs() else {}
         anomaly = anomaly_results(model, data, picture=folder / "pictures" / "anomaly.png")
         metrics |= anomaly.get("metrics", {})
         details |= anomaly.get("details", {})
         known |= anomaly.get("references", {})
-        generation = {}
-        if model.samples() and config["samples"]:
-            generation = sampled(model, data, folder, config["samples"], config["features"])
+        generation = sampled(model, data, folder, config["samples"], config["features"]) if judges else {}
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
             "status": "finished", "resumed": bool(config["resume"]), "metrics": metrics, "details": details,

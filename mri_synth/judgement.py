@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from mri_synth.metrics.features import Features, load_features
 from mri_synth.metrics.generation import judge
 from mri_synth.models.base import SynthModule
 from mri_synth.sample import draw
+from mri_synth.weights.known import WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -44,61 +46,82 @@ def sampled(
     Returns:
         Plain values: "samples", "seconds", and of the first feature space all that `judge` says; "beside", the same of
         the others; "missing", why there is no judgement.
+
+    Raises:
+        UserError: a feature space that is asked for by its name is not here.
     """
+    networks, missing = spaces(words, model.device)
     started = time.monotonic()
     labels = _labels(model, data, n)
     model.eval()
+    (run / "pictures" / "nearest.png").unlink(missing_ok=True)  # of the samples before a resume
     images = torch.cat([_drawn(model, labels, at, min(at + batch_size, n)) for at in range(0, n, batch_size)])
     seconds = time.monotonic() - started
     names = model.conditions()
-    captions = None if labels is None else [names[i] for i in labels[:ON_SHEET].tolist()]
+    captions = None if labels is None else [names[i] if i >= 0 else "any" for i in labels[:ON_SHEET].tolist()]
     simulated = " · trained on SIMULATED images" if data.spec.simulated else ""
     title = f"{type(model).__name__} · samples, seeds 0 to {min(n, ON_SHEET) - 1}{simulated}"
     drawing.save(drawing.grid(images[:ON_SHEET], title, captions=captions, columns=8), run / "pictures" / "samples.png")
     out: dict[str, Any] = {"samples": n, "seconds": round(seconds, 2)}
-    spaces, missing = _spaces(words, model.device)
     if missing:
         out["missing"] = missing
-    if n < 2 or not spaces:
+    if n < 2 or not networks:
         return out
-    judged = [_judged(images, data, space) for space in spaces]
+    try:
+        judged = [_judged(images, data, space) for space in networks]
+    except UserError as error:  # such as samples that are not finite: no reason to lose the results of a training
+        log.warning("samples are not judged: %s", error)
+        return out | {"missing": f"samples are not judged: {error}"}
     _copies(images, data, judged[0], run, simulated)
     return out | judged[0] | {"beside": judged[1:]}
 
 
 def _labels(model: SynthModule, data: MRIDataModule, n: int) -> Tensor | None:
-    """(n,) what each sample is asked for: shares as in train, evenly spread; None for unconditional models."""
+    """(n,) what each sample is asked for: shares as in train, mixed; None for unconditional models, or -1: any.
+
+    The label of a seed does not depend on n: multiples of the golden ratio fall evenly, however many there are.
+    """
     names = model.conditions()
     if not names:
         return None
     items = data.view("train")
-    known = items.__getitems__(list(range(min(len(items), 10_000))))
-    if names == data.spec.contrasts:
-        present = torch.tensor([names.index(c) for c in known.contrast])
-    else:
-        assert known.label is not None
-        present = known.label[known.label >= 0]
-    ordered = present.sort().values
-    return ordered[(torch.arange(n) * len(ordered)) // n]
+    known = items.contrast if names == data.spec.contrasts else items.store.table["label"][items.rows]
+    ordered = np.sort(known[known >= 0]).astype(np.int64)
+    if not len(ordered):
+        return torch.full((n,), -1)
+    shares = np.arange(1, n + 1) * ((5**0.5 - 1) / 2) % 1
+    return torch.from_numpy(ordered[(shares * len(ordered)).astype(int)])
 
 
 def _drawn(model: SynthModule, labels: Tensor | None, start: int, stop: int) -> Tensor:
     return draw(model, range(start, stop), None if labels is None else labels[start:stop], {})
 
 
-def _spaces(words: Sequence[str], device: torch.device) -> tuple[list[Features], str]:
-    """Feature spaces that can be had, and why others cannot ("auto" asks for Inception without insisting)."""
-    spaces, missing = [], ""
+def spaces(words: Sequence[str], device: torch.device | str) -> tuple[list[Features], str]:
+    """Feature spaces by their words; "auto" asks for Inception without insisting.
+
+    Args:
+        words: as `features=` says them.
+        device: where the networks compute.
+
+    Returns:
+        Those that can be had, and why Inception cannot.
+
+    Raises:
+        UserError: one that is asked for by its name is not here.
+    """
+    found, missing = [], ""
     for word in words:
         try:
-            spaces.append(load_features("inception" if word == "auto" else word, device))
+            found.append(load_features("inception" if word == "auto" else word, device))
         except UserError as error:
             if word != "auto":
                 raise
             log.debug("no judgement: %s", error)
             missing = ("samples are not judged: the weights of Inception are not here. mri-synth weights get inception "
-                       "fetches them (83 MB); features=outputs/<run>/best.ckpt takes an encoder")  # fmt: skip
-    return spaces, missing
+                       f"fetches them ({WEIGHTS['inception'].megabytes}); features=[outputs/<run>/best.ckpt] takes an "
+                       "encoder")  # fmt: skip
+    return found, missing
 
 
 def _judged(images: Tensor, data: MRIDataModule, space: Features) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mri_synth import html
 from mri_synth.html import Html
@@ -79,10 +81,10 @@ def first_stage(run: Run) -> list[Html]:
     name = f"{stage.results.get('model')} on {stage.results.get('data_title') or stage.results.get('data')}"
     parts = [html.paragraph(f"{name}, {html.duration(float(stage.results.get('seconds') or 0))} in {folder}"),
              html.paragraph(verdict(stage.results), "verdict")]  # fmt: skip
-    parts += [_picture(picture, f"first stage: {picture.stem.replace('_', ' ')}")
-              for picture in chosen_pictures(folder / "pictures")[-1:] if picture.stem not in OWN]  # fmt: skip
+    pictures = [p for p in chosen_pictures(folder / "pictures") if p.stem.startswith("epoch_")]
+    parts += [_picture(p, f"first stage: {p.stem.replace('_', ' ')}") for p in pictures[-1:]]
     if (folder / "report.html").exists():
-        link = (folder / "report.html").resolve().as_uri()
+        link = quote(os.path.relpath(folder / "report.html", run.folder))
         parts.append(html.paragraph(Html(f'<a href="{html.escape(link)}">its own report</a>')))
     return parts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ import layouts
 import pytest
 import typer
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
 
@@ -23,10 +25,10 @@ from mri_synth.cli import app
 from mri_synth.errors import ConfigError
 from mri_synth.overrides import admit_unknown
 from mri_synth.run import run
+from mri_synth.sweep import name_by_swept
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FOLDER = "outputs/RUN"  # how the README writes a run folder
 TRAIN = ["python", "-m", "mri_synth.run"]
 
 
@@ -52,13 +54,44 @@ IN_HELP = [shlex.split(words.replace("<run>", "RUN")) for words in re.findall(r"
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
 QUOTED = [quote for span in re.findall(r"`([^`]+)`", PROSE) for quote in span.split()]
 
-# What makes a run small enough for a test, whatever it is about.
+# The command that makes each run folder which the README names: outputs/RUN, ....
+MADE = {
+    "RUN": ["model=vqvae", "data=phantom"],
+    "PRIOR": ["model=pixelcnn", "data=phantom", "model.first_stage=outputs/RUN/best.ckpt"],
+    "LABELLED": ["model=pixelcnn", "data=phantom", "model.first_stage=outputs/RUN/best.ckpt", "model.condition=label"],
+    "VAE": ["model=vae", "data=phantom"],
+    "HEALTHY": ["experiment=vae_anomaly"],
+    "ENCODER": ["model=encoder", "data=phantom", "data.batch_size=64"],
+}
+# What makes a run small enough for a test, whatever it is about; and, by model, what else does.
 SMALL = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.pictures=2",
          "trainer.limit_test_batches=1", "trainer.progress=false", "trainer.log_every_steps=1", "data.size=32",
-         "data.batch_size=4", "model.hidden_channels=8", "model.res_blocks=1", "model.codebook_size=16",
-         "model.codebook_dim=8", "model.warmup_steps=0"]  # fmt: skip
+         "data.batch_size=4", "samples=8"]  # fmt: skip
+SMALL_MODEL = {
+    "encoder": ["model.width=8", "model.dim=32"],
+    "pixelcnn": ["model.channels=8", "model.layers=1", "model.hidden=8"],
+    "vae": ["model.hidden_channels=8"],
+    "vqvae": ["model.hidden_channels=8", "model.res_blocks=1", "model.codebook_size=128", "model.codebook_dim=8",
+              "model.codebook_warmup=0"],
+}  # fmt: skip
 # Only composed and checked: they need several processes, a GPU, a cluster or a key, and have tests of their own.
 ONLY_CHECKED = re.compile(r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher")
+
+
+def sweeps(words: list[str]) -> bool:
+    return name_by_swept(words) != words
+
+
+def named(words: list[str]) -> list[str]:
+    """Run folders in the words, such as RUN of outputs/RUN."""
+    return list(dict.fromkeys(re.findall(r"\boutputs/([A-Z]+)\b", " ".join(words))))
+
+
+def test_every_run_folder_that_is_named_is_made_by_a_command():
+    assert set(named([README])) == set(MADE)
+    assert [words for words in MADE.values() if words not in RUNS] == []
+    assert all(f"`{name}`" in README for name in MADE), "the README says what each stands for"
+    assert set(SMALL_MODEL) == set(config.choices("model"))
 
 
 def test_every_command_is_of_a_kind_that_is_tested():
@@ -72,8 +105,9 @@ def test_every_command_is_of_a_kind_that_is_tested():
 def here(tmp_path, monkeypatch):
     """A folder in which the checkpoints that the README names exist."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / FOLDER).mkdir(parents=True)
-    (tmp_path / FOLDER / "best.ckpt").touch()
+    for name in MADE:
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "best.ckpt").touch()
     return tmp_path
 
 
@@ -103,7 +137,9 @@ def test_the_mistakes_are_answered_as_shown(compose):
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
 def test_every_verb_and_option_exists(words):
-    verb = typer.main.get_command(app).commands[words[0]]  # type: ignore[attr-defined]
+    verb, rest = typer.main.get_command(app), iter(words)
+    while hasattr(verb, "commands"):
+        verb = verb.commands[next(rest)]
     assert {w for w in words if w.startswith("-")} <= {o for p in verb.params for o in p.opts}
 
 
@@ -163,22 +199,54 @@ def test_pictures_are_small_and_said_to_be_simulated():
     assert len(pictures) >= 3
     assert all((ROOT / p).stat().st_size < 300_000 for p in pictures)
     assert README.count("*SIMULATED") >= 2
-    assert README.count("\n") <= 260
+    assert README.count("\n") <= 330
 
 
 # -- slow: the commands for real, in a small form -------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, compose):
     """The folder of a run that was started as the README says, with its default logger."""
     base = tmp_path_factory.mktemp("readme")
-    words = [*RUNS[0], *SMALL, "data.subjects=[3,2,2]"]
+    words = [w for w in small_form(MADE["RUN"], compose) if w != "logger=csv"]
     done = subprocess.run([sys.executable, *TRAIN[1:], *words], cwd=base, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder,) = (base / "outputs").iterdir()
     assert "report.html" in done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def make(finished, tmp_path_factory, compose):
+    """`make(NAME)`: the folder of the finished run which the README calls outputs/NAME, made when first asked for."""
+    base = tmp_path_factory.mktemp("runs")
+    shutil.copytree(finished, base / "outputs/RUN")
+
+    def call(name: str) -> Path:
+        folder = base / "outputs" / name
+        if not folder.exists():
+            for other in named(MADE[name]):
+                call(other)
+            words = small_form(MADE[name], compose)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(base)
+                run(compose(*words), folder, words)
+        return folder
+
+    return call
+
+
+@pytest.fixture
+def bring(make, tmp_path, monkeypatch):
+    """`bring(words)`: the run folders that the words name lie below the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(words: list[str]) -> None:
+        for name in named(words):
+            shutil.copytree(make(name), tmp_path / "outputs" / name)
+
+    return call
 
 
 @pytest.fixture
@@ -206,21 +274,25 @@ def data(tmp_path, monkeypatch):
     return moved
 
 
-def small_form(words: list[str]) -> list[str]:
+def small_form(words: list[str], compose) -> list[str]:
     """A run of seconds; a resumed one keeps its own settings."""
-    if any(w.startswith("resume=") for w in words):
+    cfg = compose(*words)
+    if cfg.resume:
         return [*words, "trainer.max_epochs=2"]
-    on_phantoms = not any(re.match(r"experiment=|data=(?!phantom)", w) for w in words)
-    return [*words, *SMALL, *(["data.subjects=[3,2,2]"] if on_phantoms else []),
-            *([] if "logger=csv" in words else ["logger=csv"])]  # fmt: skip
+    # "inception" insists on its weights, which no test fetches; "auto" goes on with the next where they are not here
+    words = [w.replace("features=[inception,", "features=[auto,") for w in words]
+    small = [*SMALL, *SMALL_MODEL[cfg.model._target_.split(".")[-2]]]
+    small += ["data.subjects=[3,2,2]"] if "Phantom" in cfg.data._target_ else []
+    return [*words, *small, *([] if "logger=csv" in words else ["logger=csv"])]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [w for w in RUNS if not any(map(ONLY_CHECKED.match, w))], ids=" ".join)
-def test_every_run_runs(words, finished, data, tmp_path, compose, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    copied = shutil.copytree(finished, tmp_path / FOLDER)
-    words = small_form(data(words))
+@pytest.mark.parametrize(
+    "words", [w for w in RUNS if not sweeps(w) and not any(map(ONLY_CHECKED.match, w))], ids=" ".join
+)
+def test_every_run_runs(words, bring, data, tmp_path, compose):
+    bring(words)
+    words = small_form(data(words), compose)
     folder = tmp_path / "new"
     cfg = compose(*words)
     value = run(cfg, folder, words)
@@ -228,30 +300,65 @@ def test_every_run_runs(words, finished, data, tmp_path, compose, monkeypatch):
         assert value is None
         assert not folder.exists()
         return
-    results = json.loads(((copied if cfg.resume else folder) / "results.json").read_text())
+    folder = Path(cfg.resume or folder)
+    results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
-    assert value == pytest.approx(results["metrics"]["test/ssim" if cfg.task == "test" else "best/val/ssim"])
+    model = get_class(cfg.model._target_)
+    monitored = model.monitor[0]
+    asked = monitored.replace("val/", "test/") if cfg.task == "test" else f"best/{monitored}"
+    assert value == pytest.approx(results["metrics"][asked])
+    assert results["generation"].get("samples") == (8 if model.samples() else None)
+    judged = "outputs/ENCODER" in " ".join(words)
+    assert ("kid" in results["generation"]) == (folder / "pictures/nearest.png").exists() == judged
 
 
 @pytest.mark.slow
-def test_the_run_folder_holds_what_is_said_and_nothing_else(finished):
+@pytest.mark.parametrize("words", [w for w in RUNS if "-m" not in w and sweeps(w)], ids=" ".join)
+def test_every_experiment_that_is_a_sweep_ends_with_its_table(words, tmp_path, compose):
+    searched = "n_trials" in compose(*words, return_hydra_config=True).hydra.sweeper
+    words = [*small_form(words, compose), *(["hydra.sweeper.n_trials=2"] if searched else [])]
+    done = subprocess.run([sys.executable, *TRAIN[1:], *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "outputs/sweeps").iterdir()
+    with (sweep / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == (2 if searched else 3)
+    assert all(float(row["test/elbo"]) for row in rows)
+    assert (sweep / "table.html").stat().st_size > 500
+
+
+@pytest.mark.slow
+def test_the_run_folder_holds_what_is_said_and_nothing_else(finished, make):
     table = README.partition("| file | what |")[2].partition("\n\n")[0]
     said = {name.rstrip("/") for name in re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)}
     assert {p.name for p in finished.iterdir() if not p.name.startswith(".")} == said
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_vqvae_phantom_s0", finished.name)
+    (row,) = (line for line in table.splitlines() if line.startswith("| `pictures/`"))
+    pictures = set()
+    for name in MADE:
+        assert {p.name for p in make(name).iterdir() if not p.name.startswith(".")} <= said
+        pictures |= {p.name for p in (make(name) / "pictures").iterdir() if not p.name.startswith("epoch_")}
+    assert pictures | {"nearest.png"} == set(re.findall(r"`(\w+\.png)`", row)), "nearest.png: where samples are judged"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", VERBS, ids=" ".join)
-def test_every_verb_runs(words, finished, data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished, tmp_path / FOLDER)
-    layouts.nifti(tmp_path / "sub-01_T1w.nii.gz", 5)
-    small = ["data.size=32"] if words[0] == "describe" else []
+@pytest.mark.parametrize("words", [w for w in VERBS if w[:2] != ["weights", "get"]], ids=" ".join)  # that one fetches
+def test_every_verb_runs(words, bring, data, tmp_path):
+    bring(words)
+    for name in ("sub-01_T1w", "patient"):
+        layouts.nifti(tmp_path / f"{name}.nii.gz", 5)
+    small = {"describe": ["data.size=32"], "sample": ["-n", "4"]}.get(words[0], [])
     done = CliRunner().invoke(app, [*data(words), *small], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    if "-o" in words:
-        assert (tmp_path / words[words.index("-o") + 1]).stat().st_size > 500
+    if words[0] == "sample":
+        made = {p.name for p in (tmp_path / words[words.index("-o") + 1]).iterdir()}
+        first = int(words[words.index("--seed") + 1]) if "--seed" in words else 0
+        ending = "nii.gz" if "nifti" in words else "png"
+        assert made == {f"sample_{first + i:06d}.{ending}" for i in range(4)} | {"sheet_000.png", "samples.json"}
+    elif "-o" in words:
+        written = [words[words.index("-o") + 1]]
+        written += ["rec_residual.nii.gz", "rec_score.nii.gz"] if "--residual" in words else []
+        assert all((tmp_path / name).stat().st_size > 500 for name in written)
 
 
 # -- the code blocks, as modules of their own -----------------------------------------------------------------------
@@ -283,7 +390,7 @@ def test_the_method_and_the_data_set_of_the_readme_work(tmp_path, compose, monke
     monkeypatch.syspath_prepend(tmp_path)
     for n in range(1, 6):
         layouts.nifti(tmp_path / f"mri/s{n}_T1.nii.gz", n)
-    cfg = compose("logger=csv", *(w for w in SMALL if not w.startswith(("model.", "data."))), "trainer.max_epochs=2")
+    cfg = compose("logger=csv", *(w for w in SMALL if not w.startswith("data.")), "trainer.max_epochs=2")
     cfg.model = OmegaConf.create({"_target_": "readme_method.Autoencoder", "width": 8, "lr": 1e-3})
     cfg.data = OmegaConf.create({"_target_": "readme_data.Study", "root": str(tmp_path / "mri"), "size": 32})
     OmegaConf.set_struct(cfg, False)

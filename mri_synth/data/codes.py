@@ -48,12 +48,17 @@ def _place(store: Store, contrast: str, key: str) -> Path:
 def _codes(
     store: Store, contrast: str, encode: Callable[[Tensor], Tensor], place: Path, batch_size: int
 ) -> NDArray[Any]:
+    count = store.counts[contrast]
     try:
-        with FileLock(f"{place}.lock"):
-            found = _read(place, store.counts[contrast])
-            if found is None:
-                _write(place, _encoded(store, contrast, encode, batch_size))
-        kept = _read(place, store.counts[contrast])
+        kept = _read(place, count)  # without the lock: the cache may be one that can only be read
+        if kept is None:
+            with FileLock(f"{place}.lock"):
+                kept = _read(place, count)
+                if kept is None:
+                    if place.exists():
+                        log.warning("%s is damaged and is made again", place)
+                    _write(place, _encoded(store, contrast, encode, batch_size))
+                    kept = _read(place, count)
     except OSError as error:
         raise UserError(f"cannot write the codes {place}: {error.strerror}; nothing half-written was left. Give "
                         "another folder with data.cache=/path or the variable MRI_SYNTH_CACHE.") from error  # fmt: skip
@@ -69,10 +74,7 @@ def _read(place: Path, count: int) -> NDArray[Any] | None:
         codes: NDArray[Any] = np.load(place, allow_pickle=False)  # not mapped: it may be made anew meanwhile
     except (ValueError, EOFError):
         codes = np.empty(0)
-    if codes.ndim != 3 or len(codes) != count or codes.dtype != np.uint16:
-        log.warning("%s is damaged and is made again", place)
-        return None
-    return codes
+    return codes if codes.ndim == 3 and len(codes) == count and codes.dtype == np.uint16 else None
 
 
 @torch.no_grad()

@@ -55,7 +55,8 @@ def judge(
     Returns:
         Plain values: "kid" first, with its interval and the value of real against real; "fid" with that of real
         against real and their ratio; "prdc" and "ms_ssim", each of fakes and of reals; "memorisation" by features and
-        by pixels, None without train or held-out images; "features", "pool", "n", counts, "protocol" and "notes" (what
+        by pixels, None without train or held-out images, "pairs" with the items of the views: "train" of train,
+        "held_out" of the split "held_out_split"; "features", "pool", "n", counts, "protocol" and "notes" (what
         fell short). What cannot be had is None, and a note says why.
 
     Raises:
@@ -228,10 +229,15 @@ def _memorisation(fakes: Tensor, fake: Array, reals: Mapping[str, Reals], seed: 
     if not len(train) or not len(held_out):
         return None
     subjects = held_out.subjects
-    return {
+    found = {
         "features": nearest.memorisation(fake, train.features, held_out.features, subjects, seed=seed),
         "pixels": nearest.memorisation(_pixels(fakes), _pixels(train), _pixels(held_out), subjects, seed=seed),
     }
+    places = [(s, i) for s, part in zip(held_out.splits, held_out.parts, strict=True) for i in part.items.tolist()]
+    for pair in (p for space in found.values() for p in space["pairs"]):  # of a large view only some items are here
+        pair["train"] = int(reals["train"].items[pair["train"]])
+        pair["held_out_split"], pair["held_out"] = places[pair["held_out"]]
+    return found
 
 
 def _pixels(images: Tensor | Pool, batch_size: int = 64) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +22,8 @@ from mri_synth.metrics.scores import ImageScores, ItemScores, image_scores
 
 if TYPE_CHECKING:
     from mri_synth.data.base import MRIDataModule
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Of checkpoints; raised when an older one can no longer be read."""
@@ -216,6 +219,18 @@ class SynthModule(pl.LightningModule):
             self.test_results = self.test_scores.compute()
             self.log_dict({f"test/{k}": v for k, v in self.test_scores.means().items()})
             self.test_scores.reset()
+
+    def alarm(self, text: str) -> None:
+        """Say what goes wrong in training, once: in the log, and in the report's warnings.
+
+        Args:
+            text: "what: how much. Remedies, in this order: ..."; what comes before the colon is said once.
+        """
+        kind = text.partition(":")[0]
+        if self.trainer.state.fn == "fit" and not any(known.startswith(kind) for known in self.alarms):
+            self.alarms.append(text)
+            if self.trainer.is_global_zero:
+                log.warning(text)
 
     # -- settings and checkpoints ------------------------------------------------------------------------------------
 

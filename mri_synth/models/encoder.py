@@ -6,7 +6,6 @@ neighbours show copies of training images.
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -24,8 +23,6 @@ from mri_synth.losses.contrastive import feature_std, nt_xent, retrieved, standa
 from mri_synth.models.base import SynthModule
 from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks.encoder import FeatureNetwork
-
-log = logging.getLogger(__name__)
 
 Decay = Annotated[float, Ge(0), Lt(1)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -178,14 +175,12 @@ class Encoder(SynthModule):
         """val/top1 and val/feature_std over all validation images, and the alarm of collapsed features."""
         super().on_validation_epoch_end()
         spread = self._log_views("val")
-        if self.trainer.state.fn == "fit" and not self.alarms and spread < COLLAPSED:
-            self.alarms.append(
+        if spread < COLLAPSED:
+            self.alarm(
                 f"feature collapse: val/feature_std is {spread:.4f} at step {self.global_step}, so that features of "
                 "different images are the same. Remedies, in this order: a larger data.batch_size, a lower model.lr, "
                 "model.temperature=0.5, more training images"
             )
-            if self.trainer.is_global_zero:
-                log.warning(self.alarms[-1])
 
     def on_test_epoch_end(self) -> None:
         """The same figures over all test images."""

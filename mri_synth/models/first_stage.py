@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from mri_synth.data.batch import DataSpec
 from mri_synth.errors import UserError
@@ -31,13 +35,15 @@ def problems(first_stage: Any) -> list[str]:
         return [f"model.first_stage is missing: the checkpoint whose codes are learned; {WAY_OUT}"]
     if isinstance(first_stage, str) and not Path(first_stage).is_file():
         inside = Path(first_stage) / "best.ckpt"
-        hint = f"a folder; did you mean model.first_stage={inside}?" if inside.is_file() else f"no such file; {WAY_OUT}"
+        hint = f"no such file; {WAY_OUT}; if it was moved, give where it is now"
+        if inside.is_file():
+            hint = f"a folder; did you mean model.first_stage={inside}?"
         return [f"model.first_stage={first_stage}: {hint}"]
     return []
 
 
 def frozen(first_stage: str | dict[str, Any] | None) -> tuple[SynthModule, dict[str, Any]]:
-    """The first stage, in eval mode and without gradients.
+    """The first stage, in eval mode and without gradients; from a file, no checkpoint puts other weights into it.
 
     Args:
         first_stage: path of its checkpoint; or the record of it that the second stage's checkpoint holds, which then
@@ -67,7 +73,18 @@ def frozen(first_stage: str | dict[str, Any] | None) -> tuple[SynthModule, dict[
         "trained_on": content["mri_synth"]["trained_on"],
         "hyper_parameters": content["hyper_parameters"],
     }
+    model.register_load_state_dict_pre_hook(partial(_refuse_another, path))  # type: ignore[no-untyped-call]
     return model.requires_grad_(False).eval(), record
+
+
+def _refuse_another(path: Path, first: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The codes were made with the file's weights; a prior of other codes would test, go on and sample nonsense."""
+    for name, own in first.state_dict().items():
+        there = state.get(prefix + name)
+        if there is not None and not (there.shape == own.shape and torch.equal(there.to(own.device), own)):
+            raise UserError(f"model.first_stage={path}: not the first stage that the checkpoint was trained with (or "
+                            "trained on since then), so its codes mean nothing here. Give the file as it was then, or "
+                            "train a new prior on this one")  # fmt: skip
 
 
 def same_data(first: SynthModule, spec: DataSpec, path: str) -> None:

@@ -123,7 +123,14 @@ class PixelCNN(SynthModule):
             data: set up.
         """
         key = str(self.hparams["first_stage"]["sha256"])[:16]
-        data.codes = codes_of(data.store, data.contrasts, self.first_stage.encode, key)  # type: ignore[arg-type]
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+        def encode(images: Tensor) -> Tensor:
+            codes: Tensor = self.first_stage.to(device).encode(images.to(device))  # type: ignore[operator]
+            return codes
+
+        data.codes = codes_of(data.store, data.contrasts, encode, key)
+        self.first_stage.cpu()
 
     def conditions(self) -> tuple[str, ...]:
         """Names of what samples can be asked for."""
@@ -146,7 +153,7 @@ class PixelCNN(SynthModule):
         """(B, h, w) int64: as they were stored, or made here of images that were changed."""
         if batch.codes is not None:
             return batch.codes
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(batch.image.device.type, enabled=False):  # as those that are stored
             codes: Tensor = self.first_stage.encode(batch.image)  # type: ignore[operator]
         return codes
 

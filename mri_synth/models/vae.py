@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,8 +18,6 @@ from mri_synth.losses.reconstruction import ssim_loss
 from mri_synth.models.base import SynthModule
 from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks.vae import VAEDecoder, VAEEncoder
-
-log = logging.getLogger(__name__)
 
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -226,15 +223,13 @@ class VAE(SynthModule):
         """Scores, active units, and the alarm of a collapsed posterior."""
         super().on_validation_epoch_end()
         active = self._log_active("val")
-        trained = self.trainer.state.fn == "fit" and self.global_step >= max(self.kl_warmup, self.total_steps // 3)
-        if trained and not self.alarms and active < COLLAPSED * len(self.activity):
-            self.alarms.append(
+        trained = self.global_step >= max(self.kl_warmup, self.total_steps // 3)
+        if trained and active < COLLAPSED * len(self.activity):
+            self.alarm(
                 f"posterior collapse: {active} of {len(self.activity)} latent numbers are active at step "
                 f"{self.global_step}; samples will look alike. Remedies, in this order: a longer model.kl_warmup, "
                 "model.free_bits=0.05, a lower model.beta, a smaller model.latent_dim"
             )
-            if self.trainer.is_global_zero:
-                log.warning(self.alarms[-1])
 
     def on_test_epoch_end(self) -> None:
         """Scores and active units."""

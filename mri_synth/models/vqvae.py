@@ -23,6 +23,8 @@ NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 PositiveInt = Annotated[int, Ge(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
+DEAD = 0.1
+"""Share of codes in use below which a codebook counts as dead."""
 
 
 class VQVAE(SynthModule):
@@ -186,22 +188,30 @@ class VQVAE(SynthModule):
         return self.decode(self.encode(image))
 
     def on_validation_epoch_end(self) -> None:
-        """Scores, and usage and perplexity of the codebook over all validation codes."""
+        """Scores, usage and perplexity of the codebook over all validation codes, and the alarm of a dead codebook."""
         super().on_validation_epoch_end()
-        self._log_codebook("val")
+        usage, perplexity = self._log_codebook("val")
+        if self.global_step >= self.total_steps // 3 and usage < DEAD:
+            self.alarm(
+                f"dead codebook: {usage:.1%} of the {len(self.code_counts)} codes are in use (perplexity "
+                f"{perplexity:.1f}) at step {self.global_step}. Remedies, in this order: model.kmeans_init=true, "
+                "model.revive_below=1.0, a lower model.lr, a smaller model.codebook_size"
+            )
 
     def on_test_epoch_end(self) -> None:
         """The same over all test codes."""
         super().on_test_epoch_end()
         self._log_codebook("test")
 
-    def _log_codebook(self, split: str) -> None:
+    def _log_codebook(self, split: str) -> tuple[float, float]:
+        """Usage and perplexity of the codes counted since the last call, logged."""
         counts = self.trainer.strategy.reduce(self.code_counts.clone(), reduce_op="sum")
         assert isinstance(counts, Tensor)
         usage, perplexity = codebook_usage(counts)
         self.log_dict({f"{split}/codebook_usage": usage, f"{split}/perplexity": perplexity})
         self.codebook_histogram = counts
         self.code_counts.zero_()
+        return float(usage), float(perplexity)
 
     def configure_optimizers(self) -> Any:
         """Adam with linear warm-up and cosine decay, stepped every batch."""

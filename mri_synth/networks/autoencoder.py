@@ -147,7 +147,8 @@ class Decoder(nn.Module):
         features = self.layers[:-2](z)
         x_hat = self.layers[-2:](features).float().tanh()
         shift, log_scale = self.noise(features.detach()).float().chunk(2, 1)
-        return x_hat, x_hat.detach() + shift, (log_scale - 2.5).clamp(-7, 0)  # starts at a scale of 0.08
+        log_scale = 3.5 * torch.tanh(log_scale / 3.5 + 0.294) - 3.5  # in (-7, 0); starts at a scale of 0.08
+        return x_hat, x_hat.detach() + shift, log_scale
 
     def forward(self, z: Tensor) -> Tensor:
         """Images (B, out_channels, H * downsample, W * downsample) float32 in (-1, 1) of latents z (B, latent, H, W).
