@@ -16,13 +16,13 @@ import layouts
 import pytest
 import typer
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from typer.testing import CliRunner
 
 from mri_synth import config
 from mri_synth.cli import app
 from mri_synth.errors import ConfigError
+from mri_synth.models.base import load_model
 from mri_synth.overrides import admit_unknown
 from mri_synth.run import run
 from mri_synth.sweep import name_by_swept
@@ -303,7 +303,7 @@ def test_every_run_runs(words, bring, data, tmp_path, compose):
     folder = Path(cfg.resume or folder)
     results = json.loads((folder / "results.json").read_text())
     assert results["status"] == "finished"
-    model = get_class(cfg.model._target_)
+    model = load_model(Path(cfg.ckpt) if cfg.task == "test" else folder / "best.ckpt")
     monitored = model.monitor[0]
     asked = monitored.replace("val/", "test/") if cfg.task == "test" else f"best/{monitored}"
     assert value == pytest.approx(results["metrics"][asked])

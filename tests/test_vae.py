@@ -331,3 +331,10 @@ def test_an_experiment_may_be_a_sweep_whose_folders_are_named_by_what_is_swept()
     words = name_by_swept(["experiment=vae_architectures", "trainer.max_epochs=1"])
     assert words[0] == "hydra.job.config.override_dirname.exclude_keys=[experiment,trainer.max_epochs]"
     assert name_by_swept(["experiment=seed_002_vae_ixi"]) == ["experiment=seed_002_vae_ixi"]
+
+
+def test_the_best_checkpoint_is_chosen_by_the_bound_or_by_ssim() -> None:
+    spec = DataSpec(size=32)
+    assert VAE(spec, latent_dim=8, hidden_channels=8).monitor == ("val/elbo", "max")
+    assert VAE(spec, latent_dim=8, hidden_channels=8, choose_by="ssim").monitor == ("val/ssim", "max")
+    assert VAE.monitor == ("val/elbo", "max")  # of the class, whatever a model chose

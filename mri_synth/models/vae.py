@@ -54,6 +54,8 @@ class VAE(SynthModule):
         free_bits: nats of every latent number that cost the same whether they are used or not.
         corruption: strength of coarse noise on what the encoder sees in training, which the decoder learns to leave
             out (Kascenas et al. 2022): for anomaly maps; the bound is that of clean images.
+        choose_by: what chooses best.ckpt: "elbo", which can be compared between runs, or "ssim" of the reconstructions,
+            where these are what is wanted; with a small beta the bound is best long before.
         lr: learning rate of Adam.
         betas: decay rates of Adam's moments.
         warmup_steps: the learning rate rises linearly over this many steps; at most a tenth of all.
@@ -87,6 +89,7 @@ class VAE(SynthModule):
         kl_warmup: Count = 0,
         free_bits: NonNegative = 0.0,
         corruption: NonNegative = 0.0,
+        choose_by: Literal["elbo", "ssim"] = "elbo",
         lr: PositiveFloat = 1e-3,
         betas: tuple[Decay, Decay] = (0.9, 0.999),
         warmup_steps: Count = 0,
@@ -98,6 +101,7 @@ class VAE(SynthModule):
         self.decoder = VAEDecoder(architecture, *sizes)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learn_scale)
         self.kl_warmup = kl_warmup
+        self.monitor = (f"val/{choose_by}", "max")  # type: ignore[misc]
         self.register_buffer("activity", torch.zeros(latent_dim))
         self.register_buffer("count", torch.zeros(()), persistent=False)
         self.register_buffer("moments", torch.zeros(2, latent_dim), persistent=False)
