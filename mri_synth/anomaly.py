@@ -136,7 +136,7 @@ def anomaly_results(
     lesioned = sorted(name for name, d in found["score"].items() if not np.isnan(d.auroc))
     slices = int(np.isin(subjects, lesioned).sum())
     if picture is not None:
-        drawing.save(examples(drawn), picture)
+        drawing.save(examples(drawn, data.spec.simulated), picture)
     own = {f"test/{k}": v | {"n_slices": slices} for k, v in summaries.pop("score").items()}
     own = {k: v | {"protocol": f"{v['protocol']}; score: {MEANING}"} for k, v in own.items()}
     return {
@@ -235,11 +235,14 @@ def largest(
     return out
 
 
-def examples(drawn: Sequence[tuple[str, tuple[Array, Array, Array, Array]]], count: int = 8) -> Any:
+def examples(
+    drawn: Sequence[tuple[str, tuple[Array, Array, Array, Array]]], simulated: bool = False, count: int = 8
+) -> Any:
     """A sheet of such slices.
 
     Args:
         drawn: as `largest` gives them.
+        simulated: the title says so.
         count: of columns at most.
 
     Returns:
@@ -252,4 +255,5 @@ def examples(drawn: Sequence[tuple[str, tuple[Array, Array, Array, Array]]], cou
         "anomaly score": drawing.Row(scores, "error", float(f"{np.quantile(scores, 0.999):.2g}") or 1.0),
         "lesion mask": mask * 2.0 - 1,
     }  # fmt: skip
-    return drawing.sheet(rows, "Anomaly score: each subject's slice with the most lesion", names)
+    title = "Anomaly score: each subject's slice with the most lesion" + (" · SIMULATED" if simulated else "")
+    return drawing.sheet(rows, title, names)

@@ -20,6 +20,7 @@ from mri_synth.metrics.features import Features, load_features
 from mri_synth.metrics.generation import judge
 from mri_synth.models.base import SynthModule
 from mri_synth.sample import draw
+from mri_synth.weights import find
 from mri_synth.weights.known import WEIGHTS
 
 log = logging.getLogger(__name__)
@@ -114,13 +115,16 @@ def spaces(words: Sequence[str], device: torch.device | str) -> tuple[list[Featu
     for word in words:
         try:
             found.append(load_features("inception" if word == "auto" else word, device))
-        except UserError as error:
+        except UserError:
             if word != "auto":
                 raise
-            log.debug("no judgement: %s", error)
+            refused = [line for line in find("inception").looked if "damaged" in line]
             missing = ("samples are not judged: the weights of Inception are not here. mri-synth weights get inception "
                        f"fetches them ({WEIGHTS['inception'].megabytes}); features=[outputs/<run>/best.ckpt] takes an "
                        "encoder")  # fmt: skip
+            if refused:
+                missing += f". What is here will not do: {'; '.join(refused)}"
+                log.warning(missing)
     return found, missing
 
 
