@@ -14,6 +14,10 @@ PROMISED = {
     "first_batch_s": "< 1",
     "overhead_vs_loop": "<= 0.05",
     "speedup_vs_fp32": ">= 1.6",
+    "dcgan_overhead_vs_loop": "<= 0.05",
+    "dcgan_speedup_vs_fp32": ">= 1.5",
+    "progan_overhead_vs_loop": "<= 0.05",
+    "progan_speedup_vs_fp32": ">= 1.5",
 }
 """Figures that were promised, and how much."""
 

@@ -18,7 +18,7 @@ from mri_synth import drawing
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import DataSpec
 from mri_synth.data.views import Images
-from mri_synth.metrics.anomaly import brain, by_subject, summary
+from mri_synth.metrics.anomaly import Detection, brain, by_subject, gain, summary
 from mri_synth.models.base import SynthModule
 
 Array = NDArray[Any]
@@ -110,9 +110,10 @@ def anomaly_results(
         picture: PNG of examples to write: original, reconstruction, score, mask.
 
     Returns:
-        "metrics": test/anomaly_auroc, test/anomaly_ap, test/anomaly_dice to means over subjects; "details": the same
-        to sd, interval, numbers and protocol; "references": <map>/anomaly_<score> of the BASELINES and of the residual
-        alone; "notes": what those maps are. Empty when the model does not reconstruct single images, or no test item
+        "metrics": test/anomaly_auroc, test/anomaly_ap, test/anomaly_dice to means over subjects, and
+        test/anomaly_auroc_gain, over the best of the BASELINES; "details": the same to sd, interval, numbers and
+        protocol; "references": <map>/anomaly_<score> of the BASELINES and of the residual alone; "notes": what those
+        maps are. Empty when the model does not reconstruct single images, or no test item
         has a marked pixel.
     """
     items = data.view("test")
@@ -120,7 +121,7 @@ def anomaly_results(
         return {}
     spacing, subjects = pixel_mm(data.spec), items.subjects
     median = median_images(data) if len(data.view("train")) else None  # data that are only tested on have none
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Detection]] = {}
     drawn: list[tuple[str, tuple[Array, Array, Array, Array]]] = []
     for at in _groups(subjects):
         x, x_hat, mask = _through(model, items, at, batch_size)
@@ -132,12 +133,15 @@ def anomaly_results(
         drawn += largest(x, x_hat, maps["score"], mask, subjects[at])
     if not drawn:
         return {}
-    summaries = {name: summary(dict(sorted(values.items()))) for name, values in found.items()}
+    found = {name: dict(sorted(values.items())) for name, values in found.items()}
+    summaries = {name: summary(values) for name, values in found.items()}
     lesioned = sorted(name for name, d in found["score"].items() if not np.isnan(d.auroc))
     slices = int(np.isin(subjects, lesioned).sum())
     if picture is not None:
         drawing.save(examples(drawn, data.spec.simulated), picture)
-    own = {f"test/{k}": v | {"n_slices": slices} for k, v in summaries.pop("score").items()}
+    against = {name: values for name, values in found.items() if name in BASELINES}
+    figures = summaries.pop("score") | {"anomaly_auroc_gain": gain(found["score"], against)}
+    own = {f"test/{k}": v | {"n_slices": slices} for k, v in figures.items()}
     own = {k: v | {"protocol": f"{v['protocol']}; score: {MEANING}"} for k, v in own.items()}
     return {
         "metrics": {k: v["mean"] for k, v in own.items() if v["mean"] is not None},

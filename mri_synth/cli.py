@@ -66,9 +66,15 @@ def reconstruct(
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="outputs/<run>/best.ckpt")],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder to write")],
-    n: Annotated[int, typer.Option("-n", help="how many")] = 64,
+    n: Annotated[int | None, typer.Option("-n", help="how many; 64, or none beside a sheet or walk")] = None,
     seed: Annotated[int, typer.Option(help="of the first image; the next has the next seed")] = 0,
     label: Annotated[str | None, typer.Option(help="class or contrast, of conditional models")] = None,
+    interpolate: Annotated[
+        int | None, typer.Option(help="a sheet of ways from seed to seed, so many images each")
+    ] = None,
+    truncate: Annotated[str | None, typer.Option(help="a sheet of truncations, such as 0.3,0.5,0.7,1")] = None,
+    walk: Annotated[int | None, typer.Option(help="GIF and MP4 of so many frames through latent space")] = None,
+    truncation: Annotated[float | None, typer.Option(help="of what a GAN draws; below 1 nearer the typical")] = None,
     temperature: Annotated[float | None, typer.Option(help="of what is drawn; the model's own without")] = None,
     top_k: Annotated[int | None, typer.Option(help="one of the k likeliest codes")] = None,
     noise: Annotated[
@@ -78,11 +84,19 @@ def sample(
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
 ) -> None:
-    """New images, a file and a seed each; going on where a stopped call ended."""
+    """New images, a file and a seed each; going on where a stopped call ended. Or a look at the latent space."""
     from mri_synth.sample import sample as work
 
-    options = {"temperature": temperature, "top_k": top_k, "noise": noise}
-    typer.echo(work(checkpoint, n, output, seed=seed, label=label, options=options, format=format,
+    options = {"temperature": temperature, "top_k": top_k, "noise": noise, "truncation": truncation}
+    if interpolate is not None or truncate is not None or walk is not None:
+        from mri_synth.walk import explore
+
+        for path in explore(checkpoint, output, interpolate=interpolate, truncate=truncate, walk=walk, seed=seed,
+                            label=label, options=options, batch_size=batch_size, device=device):  # fmt: skip
+            typer.echo(path)
+        if n is None:
+            return
+    typer.echo(work(checkpoint, 64 if n is None else n, output, seed=seed, label=label, options=options, format=format,
                     batch_size=batch_size, device=device))  # fmt: skip
 
 

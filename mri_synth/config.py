@@ -24,7 +24,7 @@ ROOT: dict[str, Any] = {
     "resume": str | None, "init_from": str | None, "ckpt": str | None, "samples": Annotated[int, Ge(0)],
     "features": list[str],
 }  # fmt: skip
-FEATURES = ("auto", "inception")
+FEATURES = ("auto", "inception", "pixels")
 """Words for the feature spaces of `features`; "auto" is Inception where its weights are here, and nothing where not."""
 BASES = {"model": ("mri_synth.models.base", "SynthModule"), "data": ("mri_synth.data.base", "MRIDataModule")}
 PROVIDED = frozenset({"spec", "run", "model", "loggers"})
@@ -99,9 +99,14 @@ def _root(values: Mapping[str, Any], every: Sequence[str]) -> list[str]:
             what = f"a folder; did you mean {key}={Path(path) / 'best.ckpt'}?" if Path(path).is_dir() else (
                 "no such file; give a checkpoint such as outputs/<run>/best.ckpt")  # fmt: skip
             problems.append(f"{key}={path}: {what}")
-    for word in values["features"] if isinstance(values.get("features"), list) else []:
+    judges = values["trainer"].get("judge_features") if isinstance(values.get("trainer"), dict) else None
+    words = [("features", w, f"[{w}]") for w in values["features"]] if isinstance(values.get("features"), list) else []
+    for key, word, shown in [
+        *words,
+        *([("trainer.judge_features", judges, judges)] if isinstance(judges, str) else []),
+    ]:
         if word not in FEATURES and not Path(str(word)).is_file():
-            problems.append(f"features=[{word}]: no such file; allowed: {', '.join(FEATURES)}, or the checkpoint of "
+            problems.append(f"{key}={shown}: no such file; allowed: {', '.join(FEATURES)}, or the checkpoint of "
                             "a run with model=encoder")  # fmt: skip
     if values.get("task") == "test" and not values.get("ckpt"):
         problems.append("task=test: ckpt is missing: say which checkpoint, such as ckpt=outputs/<run>/best.ckpt")

@@ -1,6 +1,9 @@
-"""Coarse noise on what a model sees in training, so that it learns to take off what does not belong there."""
+"""Coarse noise, or foreign structures, on what a model sees in training, so that it learns to take off what does not
+belong there. Self-supervised: healthy images are all it takes, and no lesion is shown."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -11,6 +14,8 @@ from mri_synth.draws import normal, uniform
 
 CELLS = (8, 12, 16, 24)
 """Nodes of the noise along a side: on 240 mm, patches of 30 to 10 mm."""
+SIZES = (3 / 240, 20 / 240)
+"""Semi-axes of foreign structures as shares of the image's side, 3 to 20 mm of 240: wider than any kind of lesion."""
 _STREAM = 1 << 40
 """Added to the seed, so that these draws are not those of the latent numbers."""
 
@@ -48,3 +53,55 @@ def coarse_noise(image: Tensor, strength: float, seed: int, step: int, index: Te
     patch = enlarged[every, 0, rows[:, :, None], columns[:, None, :]][:, None]
     changed = (image + 1.5 * strength * amount[:, None, None, None] * patch).clamp(-1, 1)
     return torch.where((image > FOREGROUND).any(1, keepdim=True), changed, image)
+
+
+def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Tensor) -> Tensor:
+    """Images with ellipses that do not belong there, darker, brighter, or of one grey, sharp or blurred, faint or full.
+
+    `x' = x + m w (a (v - x))` or `clamp(x + m w d, -1, 1)`, m the foreground, w the ellipse with its edge,
+    a ~ U(0.2, 1), v ~ U(-1, 1), |d| ~ U(0.1, 1)
+
+    Structures blended into healthy images are those of foreign patch interpolation (Tan et al. 2020, arXiv:2011.04197,
+    equation 1), there from other images; random shapes and contents those of DRAEM (Zavrtanik et al. 2021,
+    arXiv:2108.07610, section 3.2). Centre (in the foreground), semi-axes (log-uniform over SIZES), angle, edge and
+    intensity are drawn for each item by its index, whatever else is in the batch.
+
+    Args:
+        image: (B, C, H, W) in [-1, 1], square.
+        most: structures of an image; each is there with a chance of 0.8.
+        seed: of the run.
+        step: of the training.
+        index: (B,) int64, of each item.
+
+    Returns:
+        (B, C, H, W) float32 in [-1, 1].
+    """
+    size, out = image.shape[-1], image.float()
+    inside = (image > FOREGROUND).any(1, keepdim=True)
+    passed = inside.flatten(1).cumsum(1)  # number of foreground pixels up to each
+    ticks = torch.arange(size, device=image.device)
+    draws = uniform(seed + 3 * _STREAM, step, index.to(image.device), 9 * most).view(len(image), most, 9)
+    for k in range(most):
+        at = (passed <= (draws[:, k, :1] * passed[:, -1:])).sum(1).clamp(max=size**2 - 1)
+        there, edge, opacity, value, added, *shape = draws[:, k, 1:, None, None, None].unbind(1)
+        weight = _ellipse(ticks - (at // size)[:, None], ticks - (at % size)[:, None], edge, *shape)
+        signed = 2 * value - 1
+        blended = out + weight * (0.2 + 0.8 * opacity) * (signed - out)
+        shifted = (out + weight * (signed.sign() * 0.1 + 0.9 * signed)).clamp(-1, 1)
+        use = inside & (there < 0.8)
+        out = torch.where(use, torch.where(added < 0.4, shifted, blended), out)
+    return out
+
+
+def _ellipse(down: Tensor, right: Tensor, edge: Tensor, first: Tensor, second: Tensor, turn: Tensor) -> Tensor:
+    """(B, 1, H, W) weight in [0, 1] of ellipses, by (B, H) and (B, W) offsets to their centres and (B, 1, 1, 1) draws.
+
+    1 inside, half at the ellipse, and a smooth edge of 0.1 to 1 of the radius.
+    """
+    low, high = (math.log(share * down.shape[1]) for share in SIZES)
+    a, b = (torch.exp(low + (high - low) * draw) for draw in (first, second))
+    cos, sin = torch.cos(math.pi * turn), torch.sin(math.pi * turn)
+    y, x = down[:, None, :, None], right[:, None, None, :]
+    rho = torch.sqrt(((cos * x + sin * y) / a).square() + ((cos * y - sin * x) / b).square())
+    ramp = ((1 - rho) / (0.1 + 0.9 * edge) + 0.5).clamp(0, 1)
+    return ramp.square() * (3 - 2 * ramp)

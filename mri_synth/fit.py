@@ -16,12 +16,16 @@ import torch
 from mri_synth import outputs
 from mri_synth.anomaly import anomaly_results
 from mri_synth.callbacks import loggers
+from mri_synth.callbacks.judging import Judging
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.split import write_manifest
 from mri_synth.judgement import sampled, spaces
+from mri_synth.metrics.diversity import ms_ssim
+from mri_synth.metrics.kid import kid
 from mri_synth.metrics.references import NOTES, references
 from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, summarise
-from mri_synth.models.base import SynthModule, initialise_from, read_checkpoint
+from mri_synth.models.base import SynthModule
+from mri_synth.models.checkpoint import initialise_from, read_checkpoint
 from mri_synth.report import explain, write_report
 from mri_synth.trainer import Throughput
 
@@ -82,6 +86,7 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         details |= anomaly.get("details", {})
         known |= anomaly.get("references", {})
         generation = sampled(model, data, folder, config["samples"], config["features"]) if judges else {}
+        about["explanations"] |= judged_in_training(trainer)
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
             "status": "finished", "resumed": bool(config["resume"]), "metrics": metrics, "details": details,
@@ -100,6 +105,23 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         log.info("%s\nreport: %s", f"test/ssim {test:.4f}" if test is not None else "", report)
         loggers.summarise(trainer.loggers, metrics)
     return metrics.get(name)
+
+
+def judged_in_training(trainer: pl.Trainer) -> dict[str, str]:
+    """What the values of samples that were judged in training are, and in which feature space.
+
+    Args:
+        trainer: after the fit.
+
+    Returns:
+        Metric to its explanation; empty without judgements.
+    """
+    said = next((c.said for c in trainer.callbacks if isinstance(c, Judging)), "")  # type: ignore[attr-defined]
+    if not said:
+        return {}
+    sentence, _, formula = explain(kid).partition("\n")
+    return {"val/kid": f"{sentence} Here of {said}.\n{formula}", "val/ms_ssim": explain(ms_ssim),
+            "val/ms_ssim_real": "The same of validation images of different subjects."}  # fmt: skip
 
 
 def trained_on_test(content: dict[str, Any], data: MRIDataModule, others: Sequence[str]) -> list[str]:

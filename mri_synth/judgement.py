@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from mri_synth import drawing
-from mri_synth.data.base import MRIDataModule, cache_folder
+from mri_synth.data.base import MRIDataModule
+from mri_synth.data.batch import Batch
 from mri_synth.data.scan import SPLITS
+from mri_synth.data.stored import cache_folder
 from mri_synth.errors import UserError
+from mri_synth.metrics import distributions
 from mri_synth.metrics.features import Features, load_features
-from mri_synth.metrics.generation import judge
+from mri_synth.metrics.generation import HELD_OUT, judge
 from mri_synth.models.base import SynthModule
 from mri_synth.sample import draw
 from mri_synth.weights import find
@@ -45,15 +48,15 @@ def sampled(
         batch_size: samples at once.
 
     Returns:
-        Plain values: "samples", "seconds", and of the first feature space all that `judge` says; "beside", the same of
-        the others; "missing", why there is no judgement.
+        Plain values: "samples", "seconds", "intensities" of samples and of held-out images, and of the first feature
+        space all that `judge` says; "beside", the same of the others; "missing", why there is no judgement.
 
     Raises:
         UserError: a feature space that is asked for by its name is not here.
     """
     networks, missing = spaces(words, model.device)
     started = time.monotonic()
-    labels = _labels(model, data, n)
+    labels = labels_in_turn(model, data, n)
     model.eval()
     (run / "pictures" / "nearest.png").unlink(missing_ok=True)  # of the samples before a resume
     images = torch.cat([_drawn(model, labels, at, min(at + batch_size, n)) for at in range(0, n, batch_size)])
@@ -66,6 +69,8 @@ def sampled(
     out: dict[str, Any] = {"samples": n, "seconds": round(seconds, 2)}
     if missing:
         out["missing"] = missing
+    if n >= 2:
+        out["intensities"] = _intensities(images, data)
     if n < 2 or not networks:
         return out
     try:
@@ -77,16 +82,20 @@ def sampled(
     return out | judged[0] | {"beside": judged[1:]}
 
 
-def _labels(model: SynthModule, data: MRIDataModule, n: int) -> Tensor | None:
+def labels_in_turn(model: SynthModule, data: MRIDataModule, n: int) -> Tensor | None:
     """(n,) what each sample is asked for: shares as in train, mixed; None for unconditional models, or -1: any.
 
     The label of a seed does not depend on n: multiples of the golden ratio fall evenly, however many there are.
     """
-    names = model.conditions()
-    if not names:
+    if not model.conditions():
         return None
     items = data.view("train")
-    known = items.contrast if names == data.spec.contrasts else items.store.table["label"][items.rows]
+    label, position = (torch.from_numpy(items.store.table[k][items.rows]) for k in ("label", "position_mm"))
+    contrast = tuple(items.contrasts[c] for c in items.contrast)
+    bare = Batch(image=torch.empty(0), index=torch.empty(0), label=label, position_mm=position, contrast=contrast)
+    asked = model.condition(bare)
+    assert asked is not None
+    known = asked.cpu().numpy()
     ordered = np.sort(known[known >= 0]).astype(np.int64)
     if not len(ordered):
         return torch.full((n,), -1)
@@ -131,6 +140,19 @@ def spaces(words: Sequence[str], device: torch.device | str) -> tuple[list[Featu
 def _judged(images: Tensor, data: MRIDataModule, space: Features) -> dict[str, Any]:
     views = {split: data.view(split) for split in SPLITS if len(data.view(split))}
     return judge(images, views, space, cache=cache_folder(data.cache))
+
+
+def _intensities(images: Tensor, data: MRIDataModule, batch_size: int = 64) -> dict[str, list[float]]:
+    """Histograms of samples and of real images that were not trained on, where there are such."""
+    views = [v for v in map(data.view, HELD_OUT) if len(v)] or [data.view("train")]
+
+    def real() -> Iterator[Tensor]:
+        for view in views:
+            items = np.random.default_rng(0).permutation(len(view))[: distributions.MOST].tolist()
+            for at in range(0, len(items), batch_size):
+                yield view.__getitems__(items[at : at + batch_size]).image
+
+    return distributions.intensities(real(), images.split(batch_size))
 
 
 def _copies(images: Tensor, data: MRIDataModule, judged: dict[str, Any], run: Path, simulated: str) -> None:

@@ -227,6 +227,44 @@ def histogram(
     return _plot(title, "", parts, legend)
 
 
+def scatter(points: Mapping[str, Sequence[Sequence[float]]], title: str, x_label: str) -> Html:
+    """Points of several sets over one another, with one scale for both directions' ticks each.
+
+    Args:
+        points: name -> (x, y) pairs; those that are not finite are left out.
+        title: above the plot.
+        x_label: under the axis.
+
+    Returns:
+        An SVG; a plain remark where there are no points.
+    """
+    kept = {n: [(float(x), float(y)) for x, y in p if math.isfinite(x) and math.isfinite(y)] for n, p in points.items()}
+    kept = {n: p for n, p in kept.items() if p}
+    if not kept:
+        return Html(f'<p class="soft">{escape(title)}: no values.</p>')
+    xs, ys = ([point[k] for p in kept.values() for point in p] for k in (0, 1))
+    across = linear_axis(min(xs), max(xs), LEFT + 6, WIDTH - RIGHT - 8)
+    up = linear_axis(min(ys), max(ys), HEIGHT - BOTTOM - 4, TOP)
+    parts = [_frame(across, up, x_label)]
+    drawn = [(i, name, point) for i, (name, p) in enumerate(kept.items()) for point in p]
+    every = len(drawn)
+    for k in range(every):  # in an order that mixes the sets, so that none hides the other
+        i, name, (x, y) = drawn[k * _coprime(every) % every]
+        shape = (f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3" fill="{colour(name, i)}" fill-opacity=".65"/>'
+                 if i == 0 else f'<path d="M{across(x) - 3:.1f} {up(y) - 3:.1f}l6 6m0 -6l-6 6" '
+                 f'stroke="{colour(name, i)}" stroke-width="1.4" stroke-opacity=".8"/>')  # fmt: skip
+        parts.append(shape)
+    return _plot(title, "", parts, [(name, "", colour(name, i)) for i, name in enumerate(kept)])
+
+
+def _coprime(count: int) -> int:
+    """A step of about 0.6 count that visits all of 0 to count - 1."""
+    step = max(1, int(0.618 * count))
+    while math.gcd(step, count) != 1:
+        step += 1
+    return step
+
+
 def _whole_axis(low: float, high: float) -> Axis:
     """An axis of epochs or steps: from the first to the last, ticks on whole numbers."""
     if high <= low:

@@ -21,7 +21,8 @@ from mri_synth.data.volume import Volume, check_target, from_slices, read, save_
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.metrics.scores import PROTOCOLS, ImageScores
-from mri_synth.models.base import SynthModule, load_model
+from mri_synth.models.base import SynthModule
+from mri_synth.models.checkpoint import load_model
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mri_synth import html
+from mri_synth import html, plots
 from mri_synth.html import Html
 from mri_synth.run_folder import Run
 
@@ -32,9 +32,10 @@ def samples(run: Run) -> list[Html]:
                       f"{html.duration(float(found.get('seconds') or 0))}; the seeds are 0, 1, ...")]  # fmt: skip
     if found.get("missing"):
         parts.append(html.notice(found["missing"]))
+    parts += _intensities(found.get("intensities"))
     for judged in [found, *(found.get("beside") or [])]:
         if "kid" in judged:
-            parts += _judged(judged)
+            parts += _judged(judged) + _distributions(judged.get("distributions"), str(judged["features"]["name"]))
     if (run.folder / "pictures" / "nearest.png").exists():
         caption = "are samples copies? those nearest to a training image, beside it"
         parts.append(_picture(run.folder / "pictures" / "nearest.png", caption))
@@ -112,6 +113,36 @@ def _judged(judged: Mapping[str, Any]) -> list[Html]:
     protocol = html.facts(dict(judged["protocol"]))
     return [html.table(["samples against real images", "value", "95 % CI", "real against real"], rows),
             html.paragraph(said, "soft"), *notes, html.details("How these are measured", protocol)]  # fmt: skip
+
+
+def _intensities(found: Mapping[str, Any] | None) -> list[Html]:
+    """How often each intensity is, real and generated over one another."""
+    if not found:
+        return []
+    counts = {"real": found["real"], "generated": found["fake"]}
+    drawn = [plots.histogram(found["edges"], counts, f"intensities, {scale}", "intensity, 0 to 1", log)
+             for scale, log in (("linear", False), ("logarithmic", True))]  # fmt: skip
+    said = "Share of all pixels; the real images are held out. What scanners add, noise above all, shows here first."
+    return [html.card("Intensities of real and generated images", html.side_by_side(*drawn), html.paragraph(said))]
+
+
+def _distributions(found: Mapping[str, Any] | None, space: str) -> list[Html]:
+    """Where generated images lie among the real ones in feature space."""
+    if not found:
+        return []
+    plane, far = found["components"], found["distances"]
+    shares = [f"{100 * share:.0f} %" for share in plane["explained"]]
+    drawn = [
+        plots.scatter({"real": plane["real"], "generated": plane["fake"]}, "two main directions of the real images",
+                      f"first component ({shares[0]} of the variance); upwards the second ({shares[1]})"),
+        plots.histogram(far["edges"], {"real": far["real"], "generated": far["fake"]},
+                        "distance from the real images' mean", "Euclidean distance, all directions"),
+    ]  # fmt: skip
+    said = ("Every point is an image. Samples in a smaller cloud than the real images are less varied; those in "
+            "another place, or farther out, are of another kind.")  # fmt: skip
+    return [
+        html.card(f"Features of real and generated images: {space}", html.side_by_side(*drawn), html.paragraph(said))
+    ]
 
 
 def _mean(found: Any) -> Any:

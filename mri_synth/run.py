@@ -212,13 +212,15 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     from mri_synth.trainer import require_device
 
     relaunch.hush()
-    # not so here: the data module's state resumes it; batches are read whole; what is logged is the same on all ranks
+    # not so here: the data module's state resumes it; batches are read whole; what is logged is the same on all
+    # ranks; schedules count batches, also where a generator waits for n_critic of them
     for text in (
         "your dataloader is not resumable",
         "LeafSpec",
         "does not have many workers",
         "sync_dist=True",
         "in eval mode at the start",
+        "Detected call of `lr_scheduler.step",
     ):
         warnings.filterwarnings("ignore", f".*{text}")
     require_device(cfg.trainer.accelerator)
@@ -239,7 +241,7 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     model.seed = cfg.seed
     model.prepare(data)
     if cfg.init_from:
-        from mri_synth.models.base import initialise_from
+        from mri_synth.models.checkpoint import initialise_from
 
         initialise_from(model, Path(cfg.init_from))
     loggers = [TidyCSV(folder / "metrics.csv")]

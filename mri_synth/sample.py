@@ -23,7 +23,8 @@ from mri_synth.data.nifti import whole_file, write_nifti
 from mri_synth.data.volume import AXES, Volume, from_slices
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
-from mri_synth.models.base import SynthModule, load_model
+from mri_synth.models.base import SynthModule
+from mri_synth.models.checkpoint import load_model
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,10 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 
 from mri_synth.callbacks.checkpoints import Checkpoints, ExactResume, StopCleanly
+from mri_synth.callbacks.judging import make_judging
 from mri_synth.callbacks.pictures import Pictures
 from mri_synth.callbacks.sentinels import NonFinite
+from mri_synth.callbacks.watches import make_sentinels
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 
@@ -45,6 +47,10 @@ def make_trainer(
     log_every_steps: Annotated[int, Ge(1)] = 10,
     checkpoint_every_steps: Annotated[int, Ge(1)] = 200,
     pictures: Annotated[int, Ge(0), Le(64)] = 8,
+    judge_every: Annotated[int, Ge(1)] | None = None,
+    judge_samples: Annotated[int, Ge(2)] = 128,
+    judge_features: str = "auto",
+    sentinels: Literal["warn", "stop", "off"] = "warn",
     limit_train_batches: Share = 1.0,
     limit_val_batches: Share = 1.0,
     limit_test_batches: Share = 1.0,
@@ -75,6 +81,13 @@ def make_trainer(
         log_every_steps: steps between logged losses.
         checkpoint_every_steps: steps between two last.ckpt.
         pictures: held-out items drawn every epoch; 0 draws none.
+        judge_every: epochs between two judgements of samples (val/kid, val/ms_ssim); None: every epoch for methods
+            whose best checkpoint is chosen by them, none for others.
+        judge_samples: how many are drawn for it.
+        judge_features: in which they are judged: "auto" (Inception where its weights are here, else pixels),
+            "inception", "pixels", or the checkpoint of an encoder.
+        sentinels: on mode collapse, inverted contrast or a saturated discriminator, "warn", or "stop" after the epoch.
+            A loss that is not finite always stops.
         limit_train_batches: share (or number) of the training batches per epoch.
         limit_val_batches: the same of validation.
         limit_test_batches: the same of the test.
@@ -91,14 +104,18 @@ def make_trainer(
         devices = 1
     model.log_every_steps = log_every_steps
     model.max_steps = max_steps
+    model.gradient_clip, model.accumulate = gradient_clip, accumulate
+    manual = not model.automatic_optimization  # Lightning refuses both there, and the method does them
     model.fused = gradient_clip is None and precision != "16-mixed"
     checkpoints = Checkpoints(run, model.monitor, checkpoint_every_steps, patience)
-    watch = NonFinite(run, log_every_steps)
+    judging = make_judging(model, judge_every, judge_samples, judge_features, val_every_epochs)
     callbacks = [
         Layout(channels_last, compile),
-        watch,
+        NonFinite(run, log_every_steps),
         ExactResume(),
         Throughput(),
+        *([judging] if judging else []),
+        *(make_sentinels(judging, log_every_steps, sentinels == "stop") if sentinels != "off" else []),
         Pictures(run, pictures),
         Limits(max_steps, max_minutes),
         checkpoints,
@@ -113,8 +130,8 @@ def make_trainer(
         strategy=strategy,
         precision=precision,
         max_epochs=max_epochs,
-        gradient_clip_val=gradient_clip,
-        accumulate_grad_batches=accumulate,
+        gradient_clip_val=None if manual else gradient_clip,
+        accumulate_grad_batches=1 if manual else accumulate,
         check_val_every_n_epoch=val_every_epochs,
         log_every_n_steps=log_every_steps,  # as the module does; oftener would write its last values again every step
         deterministic=deterministic,

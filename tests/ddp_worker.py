@@ -33,6 +33,7 @@ VQVAE_SMALL = [
 ]  # fmt: skip
 STILL = ["model.kmeans_init=false", "model.revive_below=0"]
 AUGMENT = "data.augment={flip:0.5,rotate_deg:10,translate:0.05,scale:0.1,gain:0.1,gamma:0.1}"
+PIXELS = ["trainer.judge_features=pixels", "trainer.judge_samples=6"]
 CASES: dict[str, list[str]] = {
     # 48 channels make groups of 3: before a group of 1 a bias has no effect, and Adam steps by its rounding errors
     "plain": [*VQVAE_SMALL, *STILL, "model.norm=group", "model.hidden_channels=48", "model.lambda_ssim=0.5"],
@@ -46,6 +47,22 @@ CASES: dict[str, list[str]] = {
     "pixelcnn": ["model=pixelcnn", "model.channels=8", "model.layers=3", "model.hidden=16", "model.dropout=0.2",
                  "model.condition=label", "model.warmup_steps=2"],
     "encoder": ["model=encoder", "model.width=8", "model.dim=64"],
+    # no batch norm, whose statistics are those of one process; no beta1 of 0, with which Adam steps by rounding errors
+    "dcgan": ["model=dcgan", "model.channels_g=16", "model.channels_d=8", "model.latent_dim=8", "model.norm_g=group",
+              "model.r1_every=2", "model.betas=[0.5,0.9]", "model.augment=[translation,intensity]",
+              "model.augment_adaptive=true", "trainer.max_epochs=3", *PIXELS],
+    "critic": ["model=dcgan", "model.channels_g=8", "model.channels_d=8", "model.latent_dim=8", "model.norm_g=none",
+               "model.n_critic=2", "model.spectral=true", "model.gan_loss=hinge", "model.betas=[0.5,0.9]",
+               "model.lr_final=0.1", "trainer.accumulate=2", "trainer.gradient_clip=0.5", "trainer.max_epochs=3",
+               *PIXELS],
+    # a hinge leaves biases without a gradient while all verdicts lie within its margins
+    "vqgan": ["model=vqgan", *VQVAE_SMALL, *STILL, "model.codebook_warmup=0", "model.d_width=8", "model.d_layers=2",
+              "model.perceptual=none", "model.adversarial_start=0.25", "model.gan_loss=logistic",
+              "model.ema_decay=0.9"],
+    # three fades in 12 steps, which at 16x16 become two updates; groups that do not reach beyond one process
+    "progan": ["model=progan", "model.fmap_base=128", "model.fmap_max=16", "model.latent_dim=8", "model.group=2",
+               "model.minibatch=[8,8,4]", "model.fade_kimg=[0.016]", "model.steady_kimg=[0.016]", "model.r1_every=2",
+               "model.betas=[0.5,0.9]", "trainer.max_epochs=3", *PIXELS],
 }  # fmt: skip
 
 
@@ -129,7 +146,7 @@ def main(folder: Path) -> None:
 
     for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
         keep(case, play(case, folder / case, 2))
-    for case in ("vae", "pixelcnn", "encoder"):
+    for case in ("vae", "pixelcnn", "encoder", "dcgan", "critic", "vqgan", "progan"):
         keep(case, play(case, folder / case, 2, first_stage=folder / "plain/best.ckpt"))
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))

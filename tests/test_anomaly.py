@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from layouts import nifti, text, tumour
 from PIL import Image
 from torch import Tensor
 
 from mri_synth import anomaly
 from mri_synth.config import check
 from mri_synth.data.batch import DataSpec
+from mri_synth.data.folder import Folder
 from mri_synth.data.phantom import Phantom
-from mri_synth.data.views import Labelled
+from mri_synth.data.views import Images, Labelled
 from mri_synth.errors import ConfigError, UserError
-from mri_synth.metrics.anomaly import Detection, brain, by_subject, detection, summary
+from mri_synth.metrics.anomaly import Detection, brain, by_subject, detection, gain, summary
 from mri_synth.models.base import SynthModule
 from mri_synth.outputs import table_hash
 
@@ -89,6 +93,20 @@ def test_subjects_are_kept_apart():
     assert (figures["mean"], figures["sd"], figures["ci"]) == (0.5, pytest.approx(0.5**0.5), None)
     assert (figures["n_subjects"], figures["n_without_lesion"]) == (2, 1)
     assert "pixels of the brain alone" in figures["protocol"]
+
+
+def test_gain_is_paired_and_over_the_best_of_the_others():
+    """Score .9 .8 .7 .6 .5 against one of mean .5 and one lower by .1 in each subject but far apart between them."""
+    score, close, far = ([Detection(v, 0, 0, 0) for v in values] for values in (
+        [0.9, 0.8, 0.7, 0.6, 0.5, np.nan], [0.8, 0.7, 0.6, 0.5, 0.4, np.nan], [0.5, 0.5, 0.5, 0.5, 0.5, np.nan]
+    ))  # fmt: skip
+    names = "abcdef"
+    of = [dict(zip(names, values, strict=True)) for values in (score, close, far)]
+    found = gain(of[0], {"far": of[2], "close": of[1]})
+    assert (found["against"], found["n_subjects"], found["n_without_lesion"]) == ("close", 5, 1)
+    assert found["mean"] == pytest.approx(0.1)
+    assert found["ci"] == pytest.approx([0.1, 0.1])  # unpaired it would be as wide as the subjects lie apart
+    assert "AUROC less that of 'close'" in found["protocol"]
 
 
 def test_pixels_outside_the_region_do_not_count():
@@ -177,6 +195,10 @@ def test_results_of_a_perfect_healthy_model(phantoms, tmp_path):
     assert (auroc["n_subjects"], auroc["n_without_lesion"], auroc["n_slices"]) == (2, 2, 20)
     assert "sigma 4 and 4 mm" in auroc["protocol"]
     assert {k.split("/")[0] for k in found["references"]} == {*anomaly.BASELINES, "residual alone"}
+    gained = found["details"]["test/anomaly_auroc_gain"]
+    best = max(found["references"][f"{name}/anomaly_auroc"] for name in anomaly.BASELINES)
+    assert gained["mean"] == found["metrics"]["test/anomaly_auroc_gain"] == pytest.approx(auroc["mean"] - best)
+    assert (gained["n_subjects"], gained["n_slices"]) == (2, 20)
     assert all(auroc["mean"] > found["references"][f"{name}/anomaly_auroc"] for name in anomaly.BASELINES)
     with Image.open(tmp_path / "anomaly.png") as sheet:
         assert sheet.height > 4 * 128
@@ -185,6 +207,7 @@ def test_results_of_a_perfect_healthy_model(phantoms, tmp_path):
 def test_black_model_is_the_bright_pixel_baseline(phantoms):
     found = anomaly.anomaly_results(Blank(phantoms.spec), phantoms)
     own = found["details"]["test/anomaly_auroc"]["mean"]
+    assert found["details"]["test/anomaly_auroc_gain"]["mean"] <= 1e-6
     assert own == pytest.approx(found["references"]["bright pixel/anomaly_auroc"], abs=1e-6)
     assert found["references"]["dark pixel/anomaly_auroc"] == pytest.approx(1 - own, abs=1e-6)
 
@@ -202,6 +225,7 @@ def test_healthy_only_keeps_the_store_and_tells_what_went(phantoms):
     whole = Phantom(**SMALL)
     whole.prepare_data()
     whole.setup()
+    assert phantoms.title == "bench-v1 (subset, trained on healthy slices only)"
     assert (phantoms.store_key, phantoms.data_hash) == (whole.store_key, whole.data_hash)
     assert table_hash(phantoms.manifest) != table_hash(whole.manifest)
     label = whole.store.table["label"]
@@ -240,6 +264,10 @@ def test_healthy_only_goes_with_labels(phantoms):
         (["data.train_classes=[]"], r"data.train_classes=\[\]: no class is left to train on"),
         (["data.train_classes=[none]", "data.lesions=none"], r"this data has no classes under these settings"),
         (["data=folder", "data.train_classes=[none]"], r"this data has no classes under these settings"),
+        (
+            ["data=folder", "data.label=mask", "data.train_classes=[tumour]"],
+            r"there is no tumour; classes of data.label=mask: none, lesion",
+        ),
         (["data.train_classes=none"], r"data.train_classes=none: allowed"),
     ],
 )
@@ -248,9 +276,44 @@ def test_healthy_only_is_refused_before_data_are_opened(compose, overrides, mess
         check(compose(*overrides))
 
 
-def test_unknown_class_is_told_when_data_are_opened(tmp_path):
-    from mri_synth.data.folder import Folder
+def lesioned(root: Path) -> Path:
+    """Five patients with the label map that marks slices 4 to 7 of 14; a sixth without one."""
+    for k in range(6):
+        nifti(root / f"p{k}" / "FLAIR.nii.gz", seed=k)
+        if k < 5:
+            nifti(root / f"p{k}" / "lesion_mask.nii.gz", array=tumour(k))
+    return root
 
+
+def test_folder_takes_classes_from_label_maps(tmp_path):
+    """Train and val keep what no label map marks of those who have one; test keeps its lesions, and is scored."""
+    table = "subject,split\n" + "".join(f"p{k},{s}\n" for k, s in enumerate(["train"] * 2 + ["val", "test"] * 2))
+    split = {"by": "given", "file": str(text(tmp_path / "split.csv", table))}
+    data = Folder(root=str(lesioned(tmp_path / "data")), label="mask", size=32, train_classes=["none"], contrasts=[],
+                  split=split, slices={"min_foreground": 0.0})  # fmt: skip
+    data.view_class = Labelled
+    data.setup()
+    assert data.spec.classes == ("none", "lesion")
+    for name in ("train", "val"):
+        items = data.view(name)
+        batch = items.__getitems__(range(len(items)))
+        assert set(batch.label.tolist()) == {0}
+        assert not batch.mask.any()
+    data.view_class = Images
+    assert [len(data.view(name)) for name in ("train", "val", "test")] == [20, 20, 28]
+    found = anomaly.anomaly_results(Blank(data.spec), data)["details"]["test/anomaly_auroc"]
+    assert (found["n_subjects"], found["n_without_lesion"]) == (1, 1)
+
+
+def test_folder_without_label_maps_cannot_take_classes_from_them(tmp_path):
+    nifti(tmp_path / "p0" / "FLAIR.nii.gz")
+    with pytest.raises(UserError, match=r"data.label=mask: no label map among the 1 files under .*contrast_names"):
+        Folder(root=str(tmp_path), label="mask", contrasts=[]).setup()
+    with pytest.raises(UserError, match=r"data.label=mask: data.pattern says the class too, by its group label"):
+        Folder(root=str(tmp_path), label="mask", pattern="(?P<label>p)")
+
+
+def test_unknown_class_is_told_when_data_are_opened(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("tumour", "healthy"):
         (tmp_path / name).mkdir()

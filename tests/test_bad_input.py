@@ -29,7 +29,7 @@ from mri_synth.data.ixi import IXI
 from mri_synth.data.oasis import OASIS
 from mri_synth.data.settings import IntensitySettings, SliceSettings, SplitSettings
 from mri_synth.errors import UserError
-from mri_synth.models.base import load_model
+from mri_synth.models.checkpoint import load_model
 from mri_synth.run import run
 
 Compose = Callable[..., DictConfig]

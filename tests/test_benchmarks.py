@@ -19,6 +19,8 @@ KEYS = {
                "first_batch_s", "memory_growth_mib"},
     "step": {"overhead_vs_loop", "speedup_vs_fp32", "gflop_per_step", "share_of_peak"},
     "quantizer": {"speedup", "speedup_with_backward", "codes_equal"},
+    "gan": {f"{method}_{figure}" for method in ("dcgan", "progan")
+            for figure in ("overhead_vs_loop", "speedup_vs_fp32", "passes_per_step")},
     "pixelcnn": {"speedup", "codes_per_s", "codes_equal", "floor_s", "share_of_floor", "training_images_per_s"},
 }  # fmt: skip
 SMALL = [
@@ -59,6 +61,33 @@ def test_a_benchmark_prints_what_it_promises(name: str, tmp_path: Path) -> None:
     assert result["machine"]["cores"] == os.cpu_count()
     assert KEYS[name] <= set(result)
     assert kept == {f: f.read_bytes() for f in (ROOT / "benchmarks/results").glob("*.json")}  # nothing is stored
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dcgan", "progan"])
+def test_the_adversarial_loop_by_hand_does_what_ours_does(compose: Compose, tmp_path: Path, method: str) -> None:
+    """A loop that did less would make ours look slow, one that did more would flatter it: both end at equal weights."""
+    from benchmarks.gan import METHODS, QUICK, AdversarialLoop, count_passes
+    from mri_synth.models.gan import GANModule
+    from mri_synth.run import build
+
+    words = [*METHODS[method], *QUICK[method], "data.subjects=[4,2,2]", "data.size=32", "data.batch_size=8",
+             "logger=csv", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "trainer.pictures=0",
+             "trainer.judge_samples=2", "trainer.judge_features=pixels"]  # fmt: skip
+    data, model, trainer = build(compose(f"model={method}", *words), tmp_path)
+    assert isinstance(model, GANModule)
+    loop = AdversarialLoop(model, data.train_dataloader(), torch.device("cpu"), bf16=False)
+    loop.gan.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    passes = count_passes(model)
+    trainer.fit(model, datamodule=data)
+    loop.steps(trainer.global_step)
+    assert trainer.global_step == 5
+    by_hand = dict(loop.gan.named_parameters()) | dict(loop.gan.named_buffers())
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        assert torch.equal(value, by_hand[name]), name
+    assert passes == loop.passes
+    assert passes["generator"] == 5  # fakes are made once, for both sides
+    assert passes["discriminator_images"] == 8 * (5 * 3 + 3)  # real, fake, fake again; three penalties of real
 
 
 def test_the_table_holds_every_stored_result() -> None:

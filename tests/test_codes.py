@@ -9,7 +9,7 @@ import torch
 from mri_synth.data.codes import codes_of
 from mri_synth.data.phantom import Phantom
 from mri_synth.errors import ConfigError, UserError
-from mri_synth.models.base import load_model
+from mri_synth.models.checkpoint import load_model
 from mri_synth.run import build, run
 
 DATA = ["logger=csv", "data.subjects=[2,1,1]", "data.size=32", "data.batch_size=4", "trainer.progress=false",
@@ -66,10 +66,16 @@ def test_codes_are_made_once_and_again_when_damaged(tmp_path, caplog):
     assert sum(calls) == 20
     np.testing.assert_array_equal(codes, again)
     place = next(tmp_path.glob("codes-*.npy"))
-    place.write_bytes(place.read_bytes()[:100])
-    np.testing.assert_array_equal(codes_of(data.store, ["T1"], encode, "key")["T1"], again)
-    assert sum(calls) == 40
-    assert "is damaged and is made again" in caplog.text
+    np.testing.assert_array_equal(np.load(place), again)  # an array as any other, for those who look at it
+    whole = place.read_bytes()
+    flipped = {at: whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (0, 60, 130, len(whole) - 1)}
+    for k, damaged in enumerate([b"", whole[:20], whole[:100], whole[:-1], *flipped.values()]):
+        caplog.clear()
+        place.write_bytes(damaged)
+        np.testing.assert_array_equal(codes_of(data.store, ["T1"], encode, "key")["T1"], again)
+        assert sum(calls) == 40 + 20 * k
+        assert place.read_bytes() == whole
+        assert "is damaged and is made again" in caplog.text
 
 
 def test_an_interrupted_encoding_leaves_nothing(tmp_path):

@@ -18,9 +18,16 @@ from ddp_worker import play, vectors
 from mri_synth.data.sampler import EpochBatches
 
 pytestmark = pytest.mark.slow
-EQUAL = ["plain", "augmented", "accumulated", "vae", "pixelcnn", "encoder"]
+EQUAL = ["plain", "augmented", "accumulated", "vae", "pixelcnn", "encoder", "dcgan", "critic", "vqgan", "progan"]
 TOLERANCE = {"encoder": 1e-3}  # where its gradients are almost 0, Adam makes steps of their rounding errors
-MONITORED = {"vae": "elbo", "pixelcnn": "bits_per_code", "encoder": "top1"}
+MONITORED = {
+    "vae": "elbo",
+    "pixelcnn": "bits_per_code",
+    "encoder": "top1",
+    "dcgan": "g_loss",
+    "critic": "g_loss",
+    "progan": "g_loss",
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +92,19 @@ def test_weights_and_codebook_are_those_of_one_process(case: str, result: Any, a
 
 @pytest.mark.parametrize("case", EQUAL)
 def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: Path, alone: Any) -> None:
-    keys = {"accumulated": ["mse", "commitment"], "vae": ["elbo", "kl"], "pixelcnn": ["bits_per_code"], "encoder": []}
-    for key in (f"train/{k}" for k in [*keys.get(case, ["l1", "commitment"]), "loss", "lr"]):
+    usual, losses = ["loss", "lr"], {"accumulated": ["mse", "commitment"], "vae": ["elbo", "kl"],
+                                     "pixelcnn": ["bits_per_code"], "encoder": []}  # fmt: skip
+    adversarial = ["d_loss", "g_loss", "lr_d", "lr_g"]
+    sides = {
+        "dcgan": [*adversarial, "d_r1", "d_real"],
+        "critic": adversarial,
+        "progan": [*adversarial, "d_r1"],
+        "vqgan": [*adversarial, "g_weight"],
+    }
+    for key in (f"train/{k}" for k in sides.get(case, losses.get(case, ["l1", "commitment"]) + usual)):
         one, two = curve(alone(case)[0], key), curve(pair / case, key)
         assert [s for s, _ in two] == [s for s, _ in one]
-        assert len(one) >= 4
+        assert len(one) >= (3 if case == "critic" else 4)
         assert [v for _, v in two] == pytest.approx([v for _, v in one], rel=TOLERANCE.get(case, 1e-5))
 
 
@@ -98,8 +113,9 @@ def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: 
 def test_metrics_are_those_of_one_process_with_an_uneven_end(case: str, split: str, result: Any, alone: Any) -> None:
     one = alone(case)[1][split]
     assert f"{split}/{MONITORED.get(case, 'ssim')}" in one
-    assert f"{split}/loss" in one
-    of_batches = {f"{split}/loss"} if case == "encoder" else set()  # it compares the images of one process's batch
+    assert f"{split}/loss" in one or f"{split}/d_loss" in one
+    sides = ["d_loss", "d_real", "d_fake", "g_loss"]  # these two compare the images of one process's batch
+    of_batches = {f"{split}/{k}" for k in {"encoder": ["loss"], "progan": sides}.get(case, [])}
     for rank in range(2):  # both ranks know all: each decides alone which checkpoint is best
         two = {k: v for k, v in result(case, rank)[split].items() if k not in of_batches}
         expected = {k: v for k, v in one.items() if k not in of_batches}

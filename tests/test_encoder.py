@@ -12,7 +12,7 @@ from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.errors import UserError
 from mri_synth.losses.contrastive import feature_std, nt_xent, retrieved, standardise, top1
 from mri_synth.metrics.features import EncoderFeatures, hash_of, load_features
-from mri_synth.models.base import FORMAT
+from mri_synth.models.checkpoint import FORMAT
 from mri_synth.models.encoder import Encoder
 from mri_synth.networks.encoder import FeatureNetwork
 
@@ -219,7 +219,9 @@ def test_the_hash_is_of_the_weights_and_not_of_their_layout():
 
 
 def test_other_words_files_and_sizes_are_refused_with_the_way_out(encoder, batch, tmp_path):
-    with pytest.raises(UserError, match=r"features=inceptoin: no such file; allowed: inception, or .*model=encoder"):
+    with pytest.raises(
+        UserError, match=r"features=inceptoin: no such file; allowed: inception, pixels, or .*model=encoder"
+    ):
         load_features("inceptoin")
     path = save(encoder, tmp_path / "vq.ckpt", "mri_synth.models.vqvae.VQVAE")
     with pytest.raises(UserError, match=r"a checkpoint of model=vqvae, .* python -m mri_synth.run model=encoder"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mri_synth.errors import ConfigError, UserError
-from mri_synth.models.base import initialise_from, load_model
+from mri_synth.models.checkpoint import initialise_from, load_model
 from mri_synth.run import build, run
 
 DATA = ["logger=csv", "data.subjects=[2,1,1]", "data.size=32", "data.batch_size=4", "trainer.progress=false",

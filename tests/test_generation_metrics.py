@@ -295,6 +295,32 @@ def test_nearest_finds_copies_and_distances() -> None:
     assert np.allclose(distance, brute.min(1))
 
 
+@pytest.mark.parametrize("rows, columns", [(1, 1), (7, 4), (40, 9), (100, 100)])
+def test_nearest_in_blocks_equals_the_table_of_all_distances(rows: int, columns: int) -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(0, 3, (40, 3)).astype(np.float64), rng.integers(0, 3, (27, 3)).astype(np.float64)  # with equals
+    index, distance = nearest(a, b, rows, columns)
+    every = np.linalg.norm(a[:, None] - b, axis=2)
+    np.testing.assert_array_equal(index, every.argmin(1))
+    np.testing.assert_array_equal(distance, every.min(1))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_copy_rate_and_interval_equal_the_table_of_all_pairs(known: bool) -> None:
+    rng = np.random.default_rng(5)
+    fake, train, held_out = (rng.integers(0, 4, (n, 2)).astype(np.float64) for n in (50, 6, 36))  # with ties
+    subject = np.arange(36) % 12 if known else np.arange(36)
+    found = memorisation(fake, train, held_out, subject if known else None, seed=3)
+    own, theirs = nearest(fake, train)[1], nearest(held_out, train)[1]
+    nearer = (own[:, None] < theirs) + 0.5 * (own[:, None] == theirs)
+    assert found["copy_rate"] == nearer.mean()
+    draw, count = np.random.default_rng(3), int(subject.max()) + 1
+    drawn_fake = draw.multinomial(50, np.full(50, 1 / 50), 1000)
+    drawn_real = draw.multinomial(count, np.full(count, 1 / count), 1000)
+    means = [np.average(nearer, weights=np.outer(f, r[subject])) for f, r in zip(drawn_fake, drawn_real, strict=True)]
+    assert found["copy_rate_ci"] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-12)
+
+
 def test_copies_of_the_training_set_are_found() -> None:
     train, held_out = normal(200, 6, 0), normal(60, 6, 1)
     found = memorisation(train[20:60], train, held_out, np.repeat(np.arange(12), 5).astype(str), show=3)

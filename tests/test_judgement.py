@@ -17,12 +17,14 @@ from torch import Tensor
 
 from mri_synth import judgement
 from mri_synth.data.base import MRIDataModule
+from mri_synth.data.batch import Batch
 from mri_synth.data.phantom import Phantom
 from mri_synth.data.views import Images, Labelled
 from mri_synth.errors import UserError
-from mri_synth.judgement import _labels, sampled
+from mri_synth.judgement import labels_in_turn, sampled
 from mri_synth.metrics.generation import judge
 from mri_synth.models.base import SynthModule
+from mri_synth.models.conditions import known
 
 SIDE = 32
 
@@ -57,6 +59,9 @@ class Stand(SynthModule):
 
     def conditions(self) -> tuple[str, ...]:
         return self.names
+
+    def condition(self, batch: Batch) -> Tensor | None:
+        return known("label" if self.names == self.spec.classes else "contrast", self.spec, batch)
 
 
 @pytest.fixture(scope="module")
@@ -156,30 +161,30 @@ def test_labels_are_asked_in_the_shares_of_train(data: MRIDataModule, tmp_path: 
         assert 0.02 < share < 0.9
         model = Stand(data, real(data, "train")[:1], data.spec.classes)
         for n in (48, 100, 1000):
-            labels = _labels(model, data, n)
+            labels = labels_in_turn(model, data, n)
             assert labels is not None
             assert labels.dtype == torch.int64
             assert (labels == 1).double().mean().item() == pytest.approx(share, abs=2.5 / n)
-            assert torch.equal(labels[:40], _labels(model, data, 40))  # type: ignore[arg-type]
+            assert torch.equal(labels[:40], labels_in_turn(model, data, 40))  # type: ignore[arg-type]
         sampled(model, data, tmp_path, 7, [], batch_size=4)
-        assert model.asked == _labels(model, data, 7).tolist()  # type: ignore[union-attr]
+        assert model.asked == labels_in_turn(model, data, 7).tolist()  # type: ignore[union-attr]
     finally:
         data.view_class = Images
 
 
 def test_contrasts_are_asked_for_in_turn(tmp_path: Path) -> None:
     both = phantom(tmp_path, subjects=[2, 1, 1], contrasts=["T2", "T1"])
-    labels = _labels(Stand(both, real(both, "train")[:1], ("T2", "T1")), both, 48)
+    labels = labels_in_turn(Stand(both, real(both, "train")[:1], ("T2", "T1")), both, 48)
     assert labels is not None
     assert labels.double().mean().item() == pytest.approx(0.5, abs=0.03)
     assert len(labels[:8].unique()) == 2  # the first line of the sheet has both
-    assert _labels(Stand(both, real(both, "train")[:1]), both, 8) is None
+    assert labels_in_turn(Stand(both, real(both, "train")[:1]), both, 8) is None
 
 
 def test_labels_are_read_without_the_images(data: MRIDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Stand(data, torch.zeros(1, 1, SIDE, SIDE), data.spec.contrasts)
     monkeypatch.setattr(data.view_class, "read", lambda *_: pytest.fail("an image was read"))
-    labels = _labels(model, data, 5)
+    labels = labels_in_turn(model, data, 5)
     assert labels is not None
     assert labels.tolist() == [0] * 5
 
@@ -189,7 +194,10 @@ def test_without_weights_auto_says_what_to_type(data: MRIDataModule, tmp_path: P
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/nearest.png").write_bytes(b"of other samples, before a resume")
     found = sampled(Stand(data, real(data, "val")), data, tmp_path, 4, ["auto"])
-    assert found.keys() == {"samples", "seconds", "missing"}
+    assert found.keys() == {"samples", "seconds", "intensities", "missing"}
+    counts = found["intensities"]
+    assert sum(counts["fake"]) == 4 * SIDE**2
+    assert sum(counts["real"]) == (len(data.view("val")) + len(data.view("test"))) * SIDE**2
     assert "mri-synth weights get inception fetches them (87 MB)" in found["missing"]
     assert (tmp_path / "pictures/samples.png").exists()
     assert not (tmp_path / "pictures/nearest.png").exists()

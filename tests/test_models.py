@@ -10,7 +10,7 @@ import torch
 
 from mri_synth import config
 from mri_synth.callbacks.sentinels import NonFinite
-from mri_synth.models.base import load_model
+from mri_synth.models.checkpoint import load_model
 from mri_synth.run import run
 
 DATA = ["logger=csv", "data.subjects=[6,2,2]", "data.size=32", "data.batch_size=6", "trainer.progress=false",
@@ -18,11 +18,19 @@ DATA = ["logger=csv", "data.subjects=[6,2,2]", "data.size=32", "data.batch_size=
 FIRST_STAGE = "model.first_stage=a small VQ-VAE"
 # model: (settings for a small one, epochs, metric that must improve, "max" or "min")
 CASES = {
+    "dae": (["model.hidden_channels=16", "model.warmup_steps=10"], 16, "val/left", "min"),
+    "dcgan": (["model.channels_g=16", "model.channels_d=16", "model.latent_dim=16", "model.ema_decay=0.9"], 8,
+              "val/kid", "min"),
     "encoder": (["model.width=8", "model.dim=64", "model.lr=2e-3"], 20, "val/top1", "max"),
     "pixelcnn": ([FIRST_STAGE, "model.channels=16", "model.layers=3", "model.hidden=32", "model.dropout=0.1",
                   "model.condition=label", "model.lr=5e-3"], 8, "val/bits_per_code", "min"),
+    "progan": (["model.fmap_base=256", "model.fmap_max=32", "model.latent_dim=32", "model.minibatch=[6]",
+                "model.group=3", "model.ema_decay=0.9", "model.fade_kimg=[0.06]", "model.steady_kimg=[0.06]"], 12,
+               "val/kid", "min"),
     "vae": (["model.hidden_channels=32", "model.latent_dim=16", "model.lr=3e-3", "model.warmup_steps=10"], 16,
             "val/elbo", "max"),
+    "vqgan": (["model.hidden_channels=24", "model.codebook_size=64", "model.lr_g=3e-3", "model.d_width=8",
+               "model.d_layers=2", "model.warmup_steps=10", "model.codebook_warmup=10"], 16, "val/ssim", "max"),
     "vqvae": (["model.hidden_channels=24", "model.codebook_size=64", "model.codebook_dim=16", "model.lr=3e-3",
                "model.warmup_steps=10", "model.codebook_warmup=10"], 16, "val/ssim", "max"),
 }  # fmt: skip

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mri_synth.networks.autoencoder import Decoder, Encoder, ResBlock
-from mri_synth.networks.clusters import kmeans, nearest
+from mri_synth.networks.clusters import code_costs, kmeans, nearest
 from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
 
 
@@ -105,6 +106,37 @@ def test_kmeans_start_finds_planted_clusters() -> None:
 def test_nearest_in_pieces_is_nearest() -> None:
     vectors, codes = torch.randn(5000, 3), torch.randn(700, 3)  # 3.5 million products: two pieces on a CPU
     assert torch.equal(nearest(vectors, codes), torch.cdist(vectors.double(), codes.double()).argmin(1))
+
+
+def test_of_codes_equally_near_the_frequent_one_is_taken() -> None:
+    """Costs by hand: p = 3/4 and 1/4; the border moves by rate (log 3) / (2 * distance) towards the rare code."""
+    costs = code_costs(torch.tensor([3.0, 1.0]), 2.0)
+    assert costs is not None
+    assert costs.tolist() == pytest.approx([-2 * math.log(3 / 4), -2 * math.log(1 / 4)])
+    assert code_costs(torch.ones(2), 0.0) is None
+    codes, border = torch.tensor([[-1.0], [1.0]]), 2.0 * math.log(3) / 4
+    vectors = torch.tensor([[0.0], [border - 1e-3], [border + 1e-3]])
+    assert nearest(vectors, codes, costs).tolist() == [0, 0, 1]
+    assert nearest(vectors, codes).tolist()[1:] == [1, 1]
+    assert torch.isfinite(code_costs(torch.tensor([0.0, 5.0]), 1.0)).all()  # type: ignore[arg-type]
+
+
+def test_with_a_rate_what_only_noise_tells_apart_has_one_code() -> None:
+    """Two far groups, and weak noise which is most of all: without a rate it takes a good part of the codes."""
+    draw = torch.Generator().manual_seed(0)
+    air = 0.3 * torch.randn(4000, 4, generator=draw)
+    tissue = torch.cat([4 + torch.randn(500, 4, generator=draw), -4 + torch.randn(500, 4, generator=draw)])
+    used = {}
+    for rate in (0.0, 0.5):
+        made = VectorQuantizer(32, 4, decay=0.9, rate=rate).train()
+        for _ in range(60):
+            made(torch.cat([air, tissue]).t()[None, :, :, None])
+        made.eval()
+        used[rate] = [len(made.encode(v.t()[None, :, :, None]).unique()) for v in (air, tissue)]
+        assert made.rate == rate
+    assert used[0.0][0] > 10
+    assert used[0.5][0] == 1
+    assert used[0.5][1] > used[0.0][1]
 
 
 def test_kmeans_means_and_counts_by_hand() -> None:

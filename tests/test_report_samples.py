@@ -69,6 +69,22 @@ def test_figures_are_those_of_the_results(tmp_path: Path) -> None:
     assert "0.0313 KID of samples 2.50 FID over real against real" in text  # in the headline
 
 
+def test_distributions_are_drawn_over_one_another(tmp_path: Path) -> None:
+    counts = {"edges": [0, 0.5, 1], "real": [30, 10], "fake": [1, 3]}
+    plane = {"real": [[0, 1], [2, 3]], "fake": [[1, 1]], "explained": [0.419, 0.2]}
+    found = judged() | {"intensities": counts, "distributions": {"components": plane, "distances": counts}}
+    run = folder(tmp_path, {"samples": 48, "seconds": 2.0, "beside": []} | found)
+    picture(run, "samples")
+    text = text_of(run)
+    assert "Intensities of real and generated images intensities, linear real generated" in text
+    assert "Features of real and generated images: inception" in text
+    assert "first component (42 % of the variance); upwards the second (20 %)" in text
+    assert "distance from the real images' mean real generated" in text
+    markup = (run / "report.html").read_text(encoding="utf-8")
+    assert markup.count('r="3" fill=') == 2  # a circle for each real image,
+    assert markup.count("l6 6m0 -6l-6 6") == 1  # and a cross for each generated one
+
+
 def test_pictures_of_samples_stand_once_and_in_their_section(tmp_path: Path) -> None:
     run = folder(tmp_path, {"samples": 48, "seconds": 2.0, "beside": []} | judged())
     for k, name in enumerate(("samples", "nearest", "epoch_0000", "epoch_0003")):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mri_synth.cli import app
 from mri_synth.data.volume import read, to_slices
 from mri_synth.errors import UserError
-from mri_synth.models.base import load_model
+from mri_synth.models.checkpoint import load_model
 from mri_synth.run import run
 from mri_synth.sample import RECORD, sample
 

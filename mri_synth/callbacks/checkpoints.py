@@ -39,7 +39,8 @@ class Checkpoints(pl.Callback):
             folder: the run's.
             monitor: metric, and "max" or "min".
             every_steps: between two last.ckpt.
-            patience: stop after this many validations without a better value; None: never.
+            patience: stop after this many validations without a better value; None: never. Validations without any
+                value, between two judgements of samples, do not count.
         """
         self.folder, (self.metric, self.mode) = folder, monitor
         self.every_steps, self.patience = every_steps, patience
@@ -87,7 +88,7 @@ class Checkpoints(pl.Callback):
         if value is not None and self._better(float(value)):
             self.best, self.best_epoch, self.waited = float(value), trainer.current_epoch, 0
             self.save(trainer, "best.ckpt")
-        else:
+        elif value is not None:
             self.waited += 1
         if self.patience is not None and self.waited > self.patience:
             trainer.should_stop = True

@@ -49,7 +49,7 @@ class TidyCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row per metric."""
+        """Append one row per metric, in the order of names: Lightning's is that of their first logging."""
         new = not self.path.exists()
         epoch = metrics.get("epoch", "")
         with self.path.open("a", newline="") as file:
@@ -57,7 +57,7 @@ class TidyCSV(Logger):
             if new:
                 writer.writerow(["step", "epoch", "name", "value"])
             writer.writerows([step, int(epoch) if epoch != "" else "", name, repr(float(value))]
-                             for name, value in metrics.items() if name != "epoch")  # fmt: skip
+                             for name, value in sorted(metrics.items()) if name != "epoch")  # fmt: skip
 
     def forget_after(self, step: int) -> None:
         """Drop the rows of a killed run that its resumed run will write again.
@@ -149,6 +149,19 @@ def summarise(loggers: Sequence[Logger], metrics: Mapping[str, float]) -> None:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(dict(metrics))
             logger.finalize("success")
+
+
+def alert(loggers: Sequence[Logger], title: str, text: str) -> None:
+    """A message to whoever waits for the run, where a logger can send one: W&B by mail or Slack.
+
+    Args:
+        loggers: of the run.
+        title: what.
+        text: how much, and the remedy.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.alert(title=title, text=text, level="WARN")
 
 
 @contextmanager

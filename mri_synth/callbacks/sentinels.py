@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 
 from mri_synth.callbacks.checkpoints import ends_a_step
+from mri_synth.callbacks.loggers import alert
 from mri_synth.data.batch import Batch
 from mri_synth.errors import UserError
+from mri_synth.models.base import SynthModule
+
+log = logging.getLogger(__name__)
 
 
 class NonFinite(pl.Callback):
@@ -89,14 +94,60 @@ class NonFinite(pl.Callback):
             saved = (
                 f" The batch is in {path} (its items, subjects, epoch and seed: augmentation depends on these alone)."
             )
-        raise UserError(
+        text = (
             f"the loss was not finite at step {step} (epoch {epoch}).{saved} last.ckpt, if any, is from before it. "
             "Remedies, in this order: a lower model.lr, trainer.gradient_clip=1, trainer.precision=32-true, and "
             "mri-synth describe for the intensities of these subjects."
         )
+        if trainer.is_global_zero:
+            alert(trainer.loggers, "the loss was not finite", text)
+        raise UserError(text)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Ruined weights never replace a good checkpoint."""
         self.look(trainer)
+
+
+class Alarms(pl.Callback):
+    """What a method or a sentinel said by `SynthModule.alarm` also goes to W&B, and may end the training.
+
+    The alarms are in the checkpoint: a resumed run has them in its report too, and goes on in spite of them.
+    """
+
+    def __init__(self, stop: bool) -> None:
+        """Listen.
+
+        Args:
+            stop: end the training, by way of its checkpoint and test, at the end of the epoch of an alarm.
+        """
+        self.stop = stop
+        self.heard: list[str] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Those from before a resume."""
+        assert isinstance(pl_module, SynthModule)
+        pl_module.alarms[:] = [*self.heard, *(a for a in pl_module.alarms if a not in self.heard)]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After an epoch's sentinels have looked."""
+        assert isinstance(pl_module, SynthModule)
+        if trainer.state.fn != "fit":
+            return
+        new = pl_module.alarms[len(self.heard) :]
+        self.heard += new
+        for text in new if trainer.is_global_zero else ():
+            alert(trainer.loggers, text.partition(":")[0], text)
+        if self.stop and trainer.strategy.reduce_boolean_decision(bool(new), all=False):
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                log.warning("trainer.sentinels=stop: the training ends with this epoch; resume= goes on in spite of it")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was heard."""
+        return {"heard": list(self.heard)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Known from before."""
+        self.heard = list(state_dict["heard"])

@@ -1,260 +1,50 @@
-"""The data module every data set shares: index -> studies -> store -> split -> views -> loaders."""
+"""The data module every data set shares: index -> studies -> store (`stored.py`) -> split -> views -> loaders."""
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import lightning.pytorch as pl
+import numpy as np
 import torch
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch.utils.data import DataLoader
 
-from mri_synth.data import identity, prepare
 from mri_synth.data.augment import augment
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.classes import only_classes
 from mri_synth.data.partition import partition
-from mri_synth.data.prepare import Preparation, Study
 from mri_synth.data.sampler import EpochBatches
-from mri_synth.data.scan import SPLITS, Scan
-from mri_synth.data.settings import (
-    AugmentSettings,
-    Fit,
-    IntensitySettings,
-    Plane,
-    Positive,
-    SliceSettings,
-    SplitSettings,
-)
-from mri_synth.data.store import MASK, Prepared, Store, open_or_build
+from mri_synth.data.scan import SPLITS
+from mri_synth.data.stored import StoredData
 from mri_synth.data.views import Images
-from mri_synth.data.volume import Volume, read
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_NOT_CONTENT = {"root", "contrasts", "plane", "size", "fit", "spacing_mm", "slices", "intensity", "split",
-                "train_classes", "augment", "batch_size", "workers", "cache", "on_bad_file"}  # fmt: skip
+FEW = 16
+"""Places of slices that samples can be asked for."""
 
 
 @dataclass(kw_only=True, eq=False)
-class MRIDataModule(pl.LightningDataModule):
+class MRIDataModule(StoredData):
     """Base of all data modules. A data set is a subclass that says which files there are: `scans()`.
 
-    Subclasses are dataclasses too (`@dataclass(kw_only=True, eq=False)`): a field is a config key.
-
-    Attributes:
-        root: folder of the data; None for `$MRI_SYNTH_DATA/<data set>`.
-        contrasts: which contrasts, in order; with pairs the last one is the target.
-        plane: slices are axial, coronal or sagittal (files that are single pictures stay as they are).
-        size: slices become (size, size) pixels.
-        fit: "contain" scales the whole field of view into the frame, "crop" keeps the pixels, "stretch" fills it.
-        spacing_mm: pixel spacing of the frame; None to follow `fit`.
-        slices: which slices of a volume.
-        intensity: how intensities become [-1, 1].
-        split: who is in train, val and test.
-        train_classes: classes that train and val may hold, such as [none] to learn what is healthy; None for all. Test
-            keeps all. It goes by the label of each item: where that comes from the mask, the healthy slices of a
-            subject with lesions count as healthy.
-        augment: random changes of the training images.
-        batch_size: items per batch and process.
-        workers: loader processes; 0 reads in the main process, which is fast enough for all but many GPUs.
-        cache: folder of the prepared slices; None for `$MRI_SYNTH_CACHE` or `~/.cache/mri_synth`.
-        on_bad_file: files that cannot be used are an "error" or are left out and listed ("skip").
+    Subclasses are dataclasses too (`@dataclass(kw_only=True, eq=False)`): a field is a config key. Those which all have
+    are `StoredData`'s.
     """
 
-    root: str | None = None
-    contrasts: list[str] = field(default_factory=lambda: ["T1"])
-    plane: Plane = "axial"
-    size: Annotated[int, Ge(4), Le(2048)] = 128
-    fit: Fit = "contain"
-    spacing_mm: Annotated[float, Ge(0.05)] | None = None
-    slices: SliceSettings = field(default_factory=SliceSettings)
-    intensity: IntensitySettings = field(default_factory=IntensitySettings)
-    split: SplitSettings = field(default_factory=SplitSettings)
-    train_classes: list[str] | None = None
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
-    batch_size: Positive = 32
-    workers: Annotated[int, Ge(0)] = 0
-    cache: str | None = None
-    on_bad_file: Literal["error", "skip"] = "error"
-
-    label_from_mask: ClassVar[tuple[str, str] | None] = None
-    simulated: ClassVar[bool] = False
-    simulator: ClassVar[str] = ""  # version of what makes the voxels, where no file does
-
     def __post_init__(self) -> None:
-        super().__init__()
-        for name, kind in (("slices", SliceSettings), ("intensity", IntensitySettings), ("split", SplitSettings),
-                           ("augment", AugmentSettings)):  # fmt: skip
-            setattr(self, name, TypeAdapter(kind).validate_python(getattr(self, name)))
-        self.contrasts = list(self.contrasts)
+        super().__post_init__()
         self.seed = 0
         self.view_class: type[Images] = Images
         self.codes: dict[str, NDArray[Any]] | None = None
-        self._store: Store | None = None
         self._resume_at = (0, 0)
 
-    # -- what a data set says ------------------------------------------------------------------------------------
-
-    def scans(self) -> list[Scan]:
-        """Which files, which subject, which contrast: nothing is read.
-
-        Returns:
-            One entry per file or series.
-
-        Raises:
-            NotImplementedError: a data set must say it.
-        """
-        raise NotImplementedError
-
-    def read(self, scan: Scan) -> Volume:
-        """The scan's voxels; a data set that simulates overrides this.
-
-        Args:
-            scan: one of `scans()`.
-
-        Returns:
-            Its volume.
-        """
-        return read(scan.path, scan.series, allow_constant=scan.contrast == MASK)
-
-    def noise_free(self, scan: Scan) -> Volume | None:
-        """The same scan without noise; None for data that cannot have it (all that were measured).
-
-        Args:
-            scan: one of `scans()`.
-
-        Returns:
-            Its volume, on the same grid and in the same units.
-        """
-        return None
-
-    @classmethod
-    def labelled(cls, arguments: Mapping[str, Any]) -> bool:
-        """Whether items have classes under these constructor arguments; nothing is opened."""
-        return cls.label_from_mask is not None or arguments.get("label", "none") != "none"
-
-    @classmethod
-    def problems(cls, arguments: Mapping[str, Any]) -> list[str]:
-        """What is wrong with these constructor arguments beyond types and ranges; nothing is opened.
-
-        Args:
-            arguments: by name; those left out have their default.
-
-        Returns:
-            One message each.
-        """
-        contrasts, wanted = list(arguments.get("contrasts") or ()), arguments.get("train_classes")
-        twice = [c for c, n in Counter(contrasts).items() if n > 1]
-        found = [f"data.contrasts=[{','.join(contrasts)}]: {' and '.join(twice)} more than once"] if twice else []
-        if wanted is None:
-            return found
-        key = f"data.train_classes=[{','.join(wanted)}]"
-        if not wanted:
-            found.append(f"{key}: no class is left to train on; null is all")
-        elif not cls.labelled(arguments):
-            found.append(f"{key}: this data has no classes under these settings; data.train_classes=null takes all")
-        elif unknown := [c for c in wanted if c not in (cls.label_from_mask or wanted)]:
-            here = ", ".join(cls.label_from_mask or ())
-            found.append(f"{key}: there is no {' and no '.join(unknown)}; classes here: {here}")
-        return found
-
-    @classmethod
-    def refuses(cls, view: type[Images], arguments: Mapping[str, Any]) -> str:
-        """Why this data set cannot offer a view under these constructor arguments; nothing is opened.
-
-        Args:
-            view: one of `mri_synth.data.views`.
-            arguments: constructor arguments.
-
-        Returns:
-            The reason with the way out; "" when it offers the view.
-        """
-        contrasts = list(arguments.get("contrasts") or [])
-        if contrasts and len(contrasts) < view.least_contrasts:
-            return (f"needs {view.name} of at least {view.least_contrasts} contrasts; data.contrasts={contrasts}; "
-                    "try data.contrasts=[T1,T2]")  # fmt: skip
-        if view.name == "labelled" and not cls.labelled(arguments):
-            return "needs labelled images; this data has no classes under these settings"
-        return ""
-
-    # -- index, store, split --------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        """Make the store if it does not stand yet (once per node; others wait for the lock)."""
-        self._open()
-
-    def _open(self) -> Store:
-        if self._store is None:
-            scans = self.scans()
-            found = list(dict.fromkeys(s.contrast for s in scans if s.contrast != MASK))
-            if not self.contrasts:
-                self.contrasts = found
-            if absent := [c for c in self.contrasts if c not in found]:
-                raise UserError(f"data.contrasts={self.contrasts}: no file of {absent}; found: {found}")
-            self._scans = scans
-            todo = prepare.group(scans, self.contrasts)
-            given = sorted({s.label for s in scans if s.label is not None})
-            self._classes = self.label_from_mask if self.label_from_mask else tuple(given)
-            self.preparation = Preparation(
-                tuple(self.contrasts), self.plane, self.size, self.fit, self.spacing_mm, self.slices, self.intensity,
-                self.label_from_mask, self._classes,
-            )  # fmt: skip
-            own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
-            skip = self.on_bad_file == "skip"
-            name = type(self).__name__.lower()
-            own |= {"simulator": self.simulator} if self.simulator else {}
-            self.store_key = identity.store_key(todo, self.preparation, own, skip)
-            self._store = open_or_build(
-                cache_folder(self.cache), f"{name}-{self.store_key}", self.size, lambda: self._prepared(todo, skip)
-            )
-        return self._store
-
-    @property
-    def data_hash(self) -> str:
-        """Hash of what the data are: files by content, and settings; of simulated data the settings and the simulator.
-
-        Not of where the files lie or when they were written; that is `store_key`, which finds the store.
-        """
-        store = self._open()
-        labels = {s["id"]: (s["label"], s["scan_slice"]) for s in store.studies}
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
-        made = own | {"simulator": self.simulator} if self.simulator else {}
-        return identity.content_hash(store.files, labels, self.preparation, made)
-
-    @property
-    def title(self) -> str:
-        """What the data are called in tables and pictures."""
-        return type(self).__name__.lower()
-
-    @property
-    def store(self) -> Store:
-        """The prepared slices."""
-        return self._open()
-
-    @property
-    def found(self) -> list[Scan]:
-        """What `scans()` said when the store was opened; it is not asked, and does not warn, again."""
-        self._open()
-        return self._scans
-
-    def _prepared(self, todo: list[Study], skip: bool) -> Iterator[Prepared]:
-        from tqdm import tqdm
-
-        threads = min(8, os.cpu_count() or 1)
-        log.info("preparing %d studies of %s (once; kept in the cache)", len(todo), type(self).__name__)
-        items = prepare.studies(todo, self.preparation, self.read, skip_bad=skip, threads=threads)
-        yield from tqdm(items, "preparing", total=len(todo), unit="study", leave=False, disable=len(todo) < 4)
+    # -- split ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store, split, check for leaks.
@@ -285,13 +75,15 @@ class MRIDataModule(pl.LightningDataModule):
             if stage != "look" and not len(self.view(split)):
                 raise UserError(f"no item is left in {split}; see data.split, data.slices, data.train_classes and the "
                                 f"view '{self.view_class.name}' that the method needs")  # fmt: skip
+        pictures = all(f.get("orientation") == "picture" for f in store.files if not f["bad"])
         spacings = {tuple(s["spacing_mm"]) for s in store.studies}
         self.spec = DataSpec(
             size=self.size,
             contrasts=tuple(self.contrasts),
             classes=tuple(self._classes),
             spacing_mm=spacings.pop() if len(spacings) == 1 else None,
-            plane=None if all(f.get("orientation") == "picture" for f in store.files if not f["bad"]) else self.plane,
+            slices_mm=() if pictures else places(store.table["position_mm"][self.split_rows["train"]]),
+            plane=None if pictures else self.plane,
             simulated=self.simulated,
             preparation=asdict(self.preparation) | {"data": type(self).__name__.lower(), "title": self.title},
         )
@@ -366,10 +158,21 @@ class MRIDataModule(pl.LightningDataModule):
         self._resume_at = (int(epoch), int(batch))
 
 
+def places(position_mm: NDArray[Any]) -> tuple[float, ...]:
+    """Where slices lie: all places where they are at most FEW, else the middles of so many equal parts.
+
+    Args:
+        position_mm: (N,) of the slices along their axis.
+
+    Returns:
+        Ascending, mm, to a tenth.
+    """
+    each = np.unique(np.round(position_mm.astype(float), 1))
+    if len(each) > FEW:
+        edges = np.linspace(each[0], each[-1], FEW + 1)
+        each = np.round((edges[1:] + edges[:-1]) / 2, 1)
+    return tuple(each.tolist())
+
+
 def _whole(batch: Any) -> Any:
     return batch
-
-
-def cache_folder(cache: str | None) -> Path:
-    """Where stores are kept: `data.cache`, else `$MRI_SYNTH_CACHE`, else `~/.cache/mri_synth`."""
-    return Path(cache or os.environ.get("MRI_SYNTH_CACHE") or Path.home() / ".cache" / "mri_synth").expanduser()

@@ -18,6 +18,8 @@ class DataSpec:
         contrasts: contrast names in channel or view order.
         classes: label names in index order; empty when the data are unlabelled.
         spacing_mm: pixel spacing (row, column) where it is the same for all images, else None.
+        slices_mm: where slices lie along the axis of the plane, world coordinate (RAS), ascending: all places of the
+            training split where they are few, else the middles of equal parts; empty for pictures.
         plane: "axial", "coronal" or "sagittal"; None when files are single pictures of unknown plane.
         simulated: True when no scanner was involved.
         preparation: the data module's preparation settings (plane, fit, intensity, ...), so that a new file
@@ -29,6 +31,7 @@ class DataSpec:
     contrasts: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     spacing_mm: tuple[float, float] | None = None
+    slices_mm: tuple[float, ...] = ()
     plane: str | None = None
     simulated: bool = False
     preparation: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +46,7 @@ class DataSpec:
         if isinstance(value, DataSpec):
             return value
         value = dict(value)
-        for key in ("contrasts", "classes", "spacing_mm"):
+        for key in ("contrasts", "classes", "spacing_mm", "slices_mm"):
             if isinstance(value.get(key), list):
                 value[key] = tuple(value[key])
         return cls(**value)
@@ -62,6 +65,7 @@ class Batch:
         subject: B subject names.
         contrast: B contrast names.
         slice: (B,) int64, slice number in its volume.
+        position_mm: (B,) float32, where the slice lies along the axis of its plane; 0 for pictures.
         age: (B,) float32 years, NaN where unknown.
         sex: B of "F", "M" or "".
         site: B site names or "".
@@ -77,6 +81,7 @@ class Batch:
     subject: tuple[str, ...] = ()
     contrast: tuple[str, ...] = ()
     slice: Tensor | None = None
+    position_mm: Tensor | None = None
     age: Tensor | None = None
     sex: tuple[str, ...] = ()
     site: tuple[str, ...] = ()

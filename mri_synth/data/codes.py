@@ -1,7 +1,12 @@
-"""Codes of every slice of a store under a frozen first stage: computed once, kept in the cache, shared by all runs."""
+"""Codes of every slice of a store under a frozen first stage: computed once, kept in the cache, shared by all runs.
+
+A file of codes is an `.npy` with its SHA-256 behind it, which `numpy.load` passes over.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import os
 from collections.abc import Callable
@@ -18,6 +23,8 @@ from mri_synth.data.store import SCALE, Store
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_DIGEST = hashlib.sha256().digest_size
 
 
 def codes_of(
@@ -70,10 +77,11 @@ def _read(place: Path, count: int) -> NDArray[Any] | None:
     """What stands in the cache; None where nothing does, or where it is damaged."""
     if not place.exists():
         return None
-    try:
-        codes: NDArray[Any] = np.load(place, allow_pickle=False)  # not mapped: it may be made anew meanwhile
-    except (ValueError, EOFError):
-        codes = np.empty(0)
+    content = place.read_bytes()  # not mapped: it may be made anew meanwhile
+    array, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if hashlib.sha256(array).digest() != digest:
+        return None
+    codes: NDArray[Any] = np.load(io.BytesIO(array), allow_pickle=False)
     return codes if codes.ndim == 3 and len(codes) == count and codes.dtype == np.uint16 else None
 
 
@@ -91,9 +99,11 @@ def _encoded(store: Store, contrast: str, encode: Callable[[Tensor], Tensor], ba
 
 
 def _write(place: Path, codes: NDArray[np.uint16]) -> None:
-    part = place.with_name(f"{place.name}.partial-{os.getpid()}.npy")
+    part = place.with_name(f"{place.name}.partial-{os.getpid()}")
+    array = io.BytesIO()
+    np.save(array, codes, allow_pickle=False)
     try:
-        np.save(part, codes, allow_pickle=False)
+        part.write_bytes(array.getvalue() + hashlib.sha256(array.getvalue()).digest())
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)

@@ -32,6 +32,8 @@ ROOT/
   glioma/1.jpg, meningioma/2.jpg              (pictures; data.label=folder data.split.by=block)
 """
 TEXTS = (".csv", ".tsv", ".xlsx", ".xls", ".json", ".txt", ".md", ".pdf", ".bval", ".bvec")
+FROM_MASK = ("none", "lesion")
+"""Classes of slices by a label map."""
 GROUPS = ("subject", "session", "contrast", "label", "slice")
 
 
@@ -46,19 +48,44 @@ class Folder(MRIDataModule):
             site, label, split; files without a row are left out. Without the column file it describes the subjects.
             None joins participants.tsv where it lies in the root.
         contrast_names: glob of a file name or path -> its contrast ("mask" for a label map), where names do not say.
-        label: "folder": the class is the folder a file (or its subject's folder) lies in.
+        label: "folder": the class is the folder a file (or its subject's folder) lies in; "mask": "lesion" for slices
+            that the subject's label map marks, "none" for the others, no class for those of images without one.
     """
 
     pattern: str | None = None
     subjects: str | None = None
     contrast_names: dict[str, str] | None = None
-    label: Literal["none", "folder"] = "none"
+    label: Literal["none", "folder", "mask"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if found := _two_sayings(vars(self)):
+            raise UserError(found)
+        if self.label == "mask":
+            vars(self)["label_from_mask"] = FROM_MASK  # hides the class's own
 
     @classmethod
     def labelled(cls, arguments: Mapping[str, Any]) -> bool:
         """Whether items may have classes: by folder, by the pattern's group or by the table (not opened here)."""
         pattern = str(arguments.get("pattern") or "")
         return super().labelled(arguments) or "(?P<label>" in pattern or bool(arguments.get("subjects"))
+
+    @classmethod
+    def problems(cls, arguments: Mapping[str, Any]) -> list[str]:
+        """What is wrong with these constructor arguments beyond types and ranges; nothing is opened.
+
+        Args:
+            arguments: by name; those left out have their default.
+
+        Returns:
+            One message each.
+        """
+        found = super().problems(arguments)
+        unknown = [c for c in arguments.get("train_classes") or () if c not in FROM_MASK]
+        if arguments.get("label") == "mask" and unknown:
+            found.append(f"data.train_classes: there is no {' and no '.join(unknown)}; classes of data.label=mask: "
+                         f"{', '.join(FROM_MASK)}")  # fmt: skip
+        return found + ([twice] if (twice := _two_sayings(arguments)) else [])
 
     def scans(self) -> list[Scan]:
         """Every image and label map of `data.contrasts` (all contrasts when that is empty).
@@ -67,7 +94,8 @@ class Folder(MRIDataModule):
             One scan per file or DICOM series.
 
         Raises:
-            UserError: an unusable root, pattern or table, no image, a scan stored twice, or an absent contrast.
+            UserError: an unusable root, pattern or table, no image, a scan stored twice, an absent contrast, or no
+                label map where those are to say the class.
         """
         root = names.resolve_root("folder", self.root, LAYOUT, ADDRESS)
         pattern = _compiled(self.pattern)
@@ -83,6 +111,11 @@ class Folder(MRIDataModule):
             kept = _with_table(read_subjects(table), kept, root)
         if not kept:
             raise UserError(f"data=folder: no image under {root} is left; see the log for what was left out and why")
+        if self.label == "mask" and not any(scan.contrast == MASK for scan in kept):
+            raise UserError(
+                f"data.label=mask: no label map among the {len(kept)} files under {root}; they are told by seg, mask, "
+                "label, lesion or gold_standard in their names, or by 'data.contrast_names={*wml*: mask}'"
+            )
         _report(kept)
         hint = ", or which files are which: 'data.contrast_names={*t1*: T1}'"
         return names.keep_contrasts("folder", kept, self.contrasts, hint)
@@ -185,6 +218,13 @@ def sort_files(root: Path, files: Sequence[str]) -> Kinds:
                and places.path_stem(f) not in headers]  # fmt: skip
     names.report_ignored("folder", strange, "not a kind of image that is read")
     return Kinds(volumes, pictures, dicom)
+
+
+def _two_sayings(arguments: Mapping[str, Any]) -> str:
+    """The mistake of a class that both the label map and the pattern say; "" when it is not made."""
+    if arguments.get("label") != "mask" or "(?P<label>" not in str(arguments.get("pattern") or ""):
+        return ""
+    return "data.label=mask: data.pattern says the class too, by its group label; take one of the two"
 
 
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -144,6 +144,7 @@ class Phantom(MRIDataModule):
         less += [] if self.noise else ["no noise"]
         less += [] if self.split.by == "given" and not self.split.file else ["other split"]
         less += {"half": [], "none": ["no lesions"], "all": ["all with lesions"]}[self.lesions]
+        less += ["trained on healthy slices only"] if self.train_classes == ["none"] else []
         return f"{self.preset} ({', '.join(less)})" if less else self.preset
 
     @property

@@ -87,6 +87,7 @@ class Images(Dataset[Batch]):
             subject=tuple(self._subject[study]),
             contrast=tuple(self.contrasts[c] for c in contrast),
             slice=torch.from_numpy(table["slice"][rows].astype(np.int64)),
+            position_mm=torch.from_numpy(table["position_mm"][rows]),
             age=torch.from_numpy(self._age[study]),
             sex=tuple(self._sex[study]),
             site=tuple(self._site[study]),

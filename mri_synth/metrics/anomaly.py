@@ -137,3 +137,30 @@ def summary(found: dict[str, Detection]) -> dict[str, dict[str, Any]]:
         without = int(np.isnan(values).sum())
         out[name] = figures | {"n_without_lesion": without, "protocol": f"{text}; {WHERE}"}
     return out
+
+
+def gain(found: dict[str, Detection], others: dict[str, dict[str, Detection]]) -> dict[str, Any]:
+    """AUROC of a score less that of the best of other maps, subject by subject.
+
+    The best is the one with the highest mean on these very subjects: the hardest to beat, chosen with hindsight that
+    no user of it has. The interval is of the difference, so that what makes a subject hard for both counts for neither.
+
+    Args:
+        found: subject to the score's detection.
+        others: name of the map to the same of it, of the same subjects; at least one.
+
+    Returns:
+        mean, sd, ci, n_subjects (with a lesion), n_without_lesion (left out), against (the best's name), protocol; all
+        None or 0 where no subject has a lesion.
+    """
+    aurocs = {name: np.array([d.auroc for d in of.values()]) for name, of in others.items()}
+    best = max(aurocs, key=lambda name: float(np.nansum(aurocs[name])))
+    differences = np.array([d.auroc for d in found.values()]) - aurocs[best]
+    figures = summarise(differences, list(found))
+    del figures["n_slices"]
+    protocol = (
+        f"AUROC less that of '{best}', the best here of the maps that need no model, in each subject; {WHERE}: above 0 "
+        "throughout, the score is better than any of them"
+    )
+    without = int(np.isnan(differences).sum())
+    return figures | {"n_without_lesion": without, "against": best, "protocol": protocol}

@@ -1,4 +1,4 @@
-"""Feature spaces in which sets of images are compared, by the word a user types: Inception, or an encoder of ours."""
+"""Feature spaces in which images are compared, by the word a user types: Inception, an encoder of ours, or pixels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from mri_synth.errors import UserError
 
 BATCH = 32
 """Images at once, however many are given."""
+BLOCKS = 16
+"""Blocks along each side of an image in the space of pixels."""
 
 
 class Features(Protocol):
@@ -38,7 +41,7 @@ def load_features(word: str, device: torch.device | str = "cpu") -> Features:
     """The feature space that a word names.
 
     Args:
-        word: "inception", or the checkpoint of an encoder (`model=encoder`).
+        word: "inception", "pixels", or the checkpoint of an encoder (`model=encoder`).
         device: where the network computes.
 
     Returns:
@@ -49,9 +52,11 @@ def load_features(word: str, device: torch.device | str = "cpu") -> Features:
     """
     if word == "inception":
         return InceptionFeatures(device)
+    if word == "pixels":
+        return PixelFeatures()
     if not Path(word).exists():
-        raise UserError(f"features={word}: no such file; allowed: inception, or the checkpoint of an encoder, such as "
-                        f"outputs/<run>/best.ckpt of {_train_one('<data>')}")  # fmt: skip
+        raise UserError(f"features={word}: no such file; allowed: inception, pixels, or the checkpoint of an encoder, "
+                        f"such as outputs/<run>/best.ckpt of {_train_one('<data>')}")  # fmt: skip
     return EncoderFeatures(Path(word), device)
 
 
@@ -85,6 +90,28 @@ class InceptionFeatures:
         return _in_parts(self.network, images, self.device, self.dim)
 
 
+class PixelFeatures:
+    """Means of 16 x 16 blocks of the image, channels averaged: always at hand, and blind to anything finer.
+
+    It sees where what is bright lies, and not whether an image is sharp: for tests, for machines without weights, and
+    to see a training go wrong.
+
+    Attributes:
+        name: "pixels (16 x 16 block means)".
+        dim: 256.
+        hash: of that definition, since there are no weights.
+    """
+
+    def __init__(self) -> None:
+        self.name, self.dim = f"pixels ({BLOCKS} x {BLOCKS} block means)", BLOCKS * BLOCKS
+        self.hash = hashlib.sha256(self.name.encode()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] to (B, 256) float32 on the CPU, in [-1, 1]."""
+        return adaptive_avg_pool2d(images.float().mean(1), BLOCKS).flatten(1).cpu()
+
+
 class EncoderFeatures:
     """Features of an encoder that was trained here.
 
@@ -103,7 +130,7 @@ class EncoderFeatures:
     """
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
-        from mri_synth.models.base import load_model, read_checkpoint
+        from mri_synth.models.checkpoint import load_model, read_checkpoint
         from mri_synth.models.encoder import Encoder
 
         about = read_checkpoint(path)["mri_synth"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mri_synth.errors import UserError
-from mri_synth.metrics import diversity, frechet, kid, nearest, pool, prdc
+from mri_synth.metrics import distributions, diversity, frechet, kid, nearest, pool, prdc
 from mri_synth.metrics.extraction import Array, Items, features_of, stored_features
 from mri_synth.metrics.features import Features
 from mri_synth.metrics.pool import Pool, Reals, halves
@@ -56,8 +56,8 @@ def judge(
         Plain values: "kid" first, with its interval and the value of real against real; "fid" with that of real
         against real and their ratio; "prdc" and "ms_ssim", each of fakes and of reals; "memorisation" by features and
         by pixels, None without train or held-out images, "pairs" with the items of the views: "train" of train,
-        "held_out" of the split "held_out_split"; "features", "pool", "n", counts, "protocol" and "notes" (what
-        fell short). What cannot be had is None, and a note says why.
+        "held_out" of the split "held_out_split"; "distributions", to be drawn; "features", "pool", "n", counts,
+        "protocol" and "notes" (what fell short). What cannot be had is None, and a note says why.
 
     Raises:
         UserError: fewer than two fakes or real images, fakes of another shape than the real images or not finite.
@@ -78,6 +78,7 @@ def judge(
             "prdc": _prdc(trials, k),
             "ms_ssim": _ms_ssim(fakes, chosen, pairs, seed),
             "memorisation": _memorisation(fakes, fake, reals, seed),
+            "distributions": distributions.features(real, fake, seed=seed),
         }
     return figures | {
         "features": {"name": features.name, "hash": features.hash, "dim": features.dim},

@@ -1,12 +1,10 @@
-"""`SynthModule`: the contract of every method, and the loading of its checkpoints."""
+"""`SynthModule`: the contract of every method."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
@@ -19,14 +17,13 @@ from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.views import Images
 from mri_synth.errors import UserError
 from mri_synth.metrics.scores import ImageScores, ItemScores, image_scores
+from mri_synth.models import conditions
+from mri_synth.models.checkpoint import FORMAT
 
 if TYPE_CHECKING:
     from mri_synth.data.base import MRIDataModule
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-"""Of checkpoints; raised when an older one can no longer be read."""
 
 
 class SynthModule(pl.LightningModule):
@@ -39,9 +36,11 @@ class SynthModule(pl.LightningModule):
         monitor: metric that chooses the best checkpoint, and whether "max" or "min" is better.
         explained: loss name to the function whose docstring explains it in the report.
         protocols: name of a score of `item_scores` to how it is measured, of those that image scores do not have.
-        fused: optimizers in one kernel; this and the next two are set by the trainer's settings.
+        fused: optimizers in one kernel; this and the next four are set by the trainer's settings.
         log_every_steps: steps between logged losses.
         max_steps: a limit on the steps, for schedules.
+        gradient_clip: largest norm of the gradient, of methods that optimize by themselves.
+        accumulate: batches per step, of the same.
         seed: of what training draws; the run's.
         alarms: sentences for the log and the report, of what went wrong in training and what helps.
     """
@@ -56,6 +55,8 @@ class SynthModule(pl.LightningModule):
         self.fused = False
         self.log_every_steps = 10
         self.max_steps: int | None = None
+        self.gradient_clip: float | None = None
+        self.accumulate = 1
         self.seed = 0
         self.alarms: list[str] = []
         self.save_hyperparameters(*_constructor_arguments(type(self)))
@@ -130,9 +131,49 @@ class SynthModule(pl.LightningModule):
         """Whether the method has a `sample` of its own."""
         return cls.sample is not SynthModule.sample
 
+    def latent(self, seeds: Tensor) -> Tensor:
+        """What `sample` makes its images of, for methods in which that is a vector: one may walk through its space.
+
+        Args:
+            seeds: (n,) int64.
+
+        Returns:
+            (n, D) float32 on the method's device.
+
+        Raises:
+            UserError: the method has no latent vector.
+        """
+        raise UserError(f"{type(self).__name__} has no latent vector to go from one image to another by")
+
+    def from_latent(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Images of latent vectors; of `latent(seeds)` the same as `sample(seeds)`, whose options it takes by keyword.
+
+        Args:
+            z: (n, D).
+            label: as in `sample`.
+
+        Returns:
+            (n, C, H, W) float32 in [-1, 1].
+
+        Raises:
+            UserError: the method has no latent vector.
+        """
+        raise UserError(f"{type(self).__name__} has no latent vector to go from one image to another by")
+
     def conditions(self) -> tuple[str, ...]:
-        """Names of what samples can be conditioned on, in index order; empty for unconditional methods."""
-        return ()
+        """Names of what samples can be conditioned on, in index order, by `condition`; empty without that argument."""
+        return conditions.names(self.hparams.get("condition", "none"), self.spec)
+
+    def condition(self, batch: Batch) -> Tensor | None:
+        """What the images of a batch are, of what `conditions` names.
+
+        Args:
+            batch: as the view offers it.
+
+        Returns:
+            (B,) int64, -1 where unknown; None for unconditional methods.
+        """
+        return conditions.known(self.hparams.get("condition", "none"), self.spec, batch)
 
     def prepare(self, data: MRIDataModule) -> None:
         """What is computed from the data once, before training: the codes of a first stage.
@@ -154,7 +195,7 @@ class SynthModule(pl.LightningModule):
         if self.reconstructs():
             rows["reconstruction"] = self.reconstruct(batch.image)
         if self.samples():
-            rows["sample"] = self.sample(torch.arange(len(batch), device=batch.image.device))
+            rows["sample"] = self.sample(torch.arange(len(batch), device=batch.image.device), self.condition(batch))
         return rows if len(rows) > 1 else {}
 
     @classmethod
@@ -271,88 +312,3 @@ class SynthModule(pl.LightningModule):
 
 def _constructor_arguments(cls: type) -> list[str]:
     return [n for n in inspect.signature(cls).parameters if n != "spec"]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content; only plain values and tensors are unpickled.
-
-    Args:
-        path: a .ckpt file of a run.
-
-    Returns:
-        What Lightning saved.
-
-    Raises:
-        UserError: no such file, not a checkpoint, damaged, or of another format.
-    """
-    if not path.is_file():
-        what = "a folder, not a" if path.is_dir() else "no such"
-        raise UserError(f"{path}: {what} checkpoint; give a file such as outputs/<run>/best.ckpt")
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        about = content["mri_synth"]
-    except Exception as error:
-        reason = "damaged or not a checkpoint of mri_synth" if not isinstance(error, KeyError) else (
-            "a checkpoint, but not one of mri_synth")  # fmt: skip
-        raise UserError(f"{path}: {reason}; give one that `python -m mri_synth.run` wrote") from error
-    if about["format"] != FORMAT:
-        raise UserError(f"{path}: checkpoint format {about['format']} of mri_synth {about['version']}; this is "
-                        f"mri_synth {__version__}, format {FORMAT}: use that version")  # fmt: skip
-    return content
-
-
-def load_model(path: Path) -> SynthModule:
-    """The model of a checkpoint, rebuilt without its config, on the CPU and in eval mode.
-
-    Args:
-        path: a .ckpt file of a run.
-
-    Returns:
-        The model.
-
-    Raises:
-        UserError: the file cannot be used, or its weights do not fit its class.
-    """
-    content = read_checkpoint(path)
-    module, _, name = content["mri_synth"]["target"].rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-        arguments = {n: v for n, v in content["hyper_parameters"].items() if n in inspect.signature(cls).parameters}
-        model: SynthModule = cls(**arguments)
-        model.load_state_dict(content["state_dict"])
-    except (ImportError, AttributeError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path}: made by {module}.{name} of mri_synth {content['mri_synth']['version']}, which does "
-                        f"not fit this version {__version__}: {str(error).splitlines()[0]}") from error  # fmt: skip
-    return model.eval()
-
-
-def initialise_from(model: SynthModule, path: Path, key: str = "init_from") -> dict[str, Any]:
-    """Weights of another run, for fine-tuning or a test; the optimizer starts anew.
-
-    Args:
-        model: to be filled.
-        path: a .ckpt file.
-        key: of the configuration that names the file, for messages.
-
-    Returns:
-        The checkpoint's content.
-
-    Raises:
-        UserError: it is of another method, or of other sizes.
-    """
-    content = read_checkpoint(path)
-    mine = f"{type(model).__module__}.{type(model).__name__}"
-    if content["mri_synth"]["target"] != mine:
-        raise UserError(f"{key}={path}: a checkpoint of {content['mri_synth']['target']}, the model here is {mine}; "
-                        "choose model=NAME to match")  # fmt: skip
-    try:
-        model.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        there = content["hyper_parameters"]
-        other = {k: v for k, v in model.hparams.items() if k != "spec" and k in there and there[k] != v}
-        if not other:
-            raise UserError(f"{key}={path}: its weights do not fit: {str(error)[:300]}") from error
-        what = "; ".join(f"model.{k}={there[k]} there, {v} here" for k, v in other.items())
-        give = " ".join(f"model.{k}={there[k]}" for k in other)
-        raise UserError(f"{key}={path}: its weights do not fit: {what}. Give the checkpoint's: {give}") from error
-    return content

@@ -14,7 +14,8 @@ from torch import nn
 
 from mri_synth.data.batch import DataSpec
 from mri_synth.errors import UserError
-from mri_synth.models.base import SynthModule, load_model, read_checkpoint
+from mri_synth.models.base import SynthModule
+from mri_synth.models.checkpoint import load_model, read_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.codes import codes_of
-from mri_synth.data.views import Images, Labelled
+from mri_synth.data.views import Images
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
 from mri_synth.losses.code import bits_per_code
 from mri_synth.models import first_stage as stage
 from mri_synth.models.base import SynthModule
+from mri_synth.models.conditions import Condition, view
 from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks.pixelcnn import GatedPixelCNN
 from mri_synth.networks.pixelcnn_sampler import sample_codes
@@ -34,14 +35,16 @@ class PixelCNN(SynthModule):
     Args:
         spec: what the data know of themselves.
         first_stage: checkpoint of the method that makes the codes and the images of codes; it stays as it is.
-        condition: what a sample can be asked for: "none", the image's "label", or its "contrast".
+        condition: what a sample can be asked for: "none", the image's "label", its "contrast", or the place of its
+            "slice".
         label_dropout: share of training items whose condition is hidden, so that samples can also be asked for "any".
         channels: of both stacks.
         layers: gated layers.
         kernel_size: of all layers but the first.
         first_kernel: of the first layer.
         hidden: channels of the output head.
-        position: learn an embedding of the position; brains lie in one place, textures do not.
+        position: learn an embedding of the position, for each condition its own; brains lie in one place, textures do
+            not.
         dropout: share of the gates' channels that are dropped in training.
         temperature: of samples, where none is asked for: below 1 likelier codes are likelier still.
         top_k: samples take one of the k likeliest codes; None: any.
@@ -63,7 +66,7 @@ class PixelCNN(SynthModule):
         self,
         spec: DataSpec | dict[str, Any],
         first_stage: str | dict[str, Any] | None = None,
-        condition: Literal["none", "label", "contrast"] = "none",
+        condition: Condition = "none",
         label_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
         channels: Annotated[int, Ge(4), MultipleOf(4)] = 64,
         layers: Annotated[int, Ge(1)] = 7,
@@ -93,16 +96,16 @@ class PixelCNN(SynthModule):
         )  # fmt: skip
 
     @staticmethod
-    def needs(condition: str) -> type[Images]:  # type: ignore[override]
+    def needs(condition: Condition) -> type[Images]:  # type: ignore[override]
         """Labelled images when it is conditioned on labels.
 
         Args:
-            condition: none, label or contrast.
+            condition: what samples can be asked for.
 
         Returns:
             The view.
         """
-        return Labelled if condition == "label" else Images
+        return view(condition)
 
     @staticmethod
     def problems(arguments: dict[str, Any]) -> list[str]:
@@ -132,10 +135,6 @@ class PixelCNN(SynthModule):
         data.codes = codes_of(data.store, data.contrasts, encode, key)
         self.first_stage.cpu()
 
-    def conditions(self) -> tuple[str, ...]:
-        """Names of what samples can be asked for."""
-        return {"none": (), "label": self.spec.classes, "contrast": self.spec.contrasts}[self.hparams["condition"]]
-
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Negative log-likelihood of the codes, in nats per code (van den Oord et al. 2016).
 
@@ -156,16 +155,6 @@ class PixelCNN(SynthModule):
         with torch.no_grad(), torch.autocast(batch.image.device.type, enabled=False):  # as those that are stored
             codes: Tensor = self.first_stage.encode(batch.image)  # type: ignore[operator]
         return codes
-
-    def condition(self, batch: Batch) -> Tensor | None:
-        """(B,) int64 index into `conditions()`, -1 where unknown; None for unconditional models."""
-        if self.hparams["condition"] == "none":
-            return None
-        if self.hparams["condition"] == "label":
-            assert batch.label is not None
-            return batch.label
-        names = self.spec.contrasts
-        return torch.tensor([names.index(c) if c in names else -1 for c in batch.contrast], device=self.device)
 
     def item_scores(self, batch: Batch) -> dict[str, Tensor]:
         """Bits of each image's codes."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from mri_synth.corruption import coarse_noise
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.draws import normal
+from mri_synth.latent import slerp
 from mri_synth.losses import elbo as terms
 from mri_synth.losses.reconstruction import ssim_loss
 from mri_synth.models.base import SynthModule
@@ -209,7 +210,30 @@ class VAE(SynthModule):
         Returns:
             (n, C, H, W) float32 in [-1, 1].
         """
-        z = normal(0, 0, seeds.to(self.log_scale.device), self.hparams["latent_dim"])
+        return self.from_latent(self.latent(seeds), label, temperature=temperature)
+
+    def latent(self, seeds: Tensor) -> Tensor:
+        """Draws from the prior.
+
+        Args:
+            seeds: (n,) int64.
+
+        Returns:
+            (n, latent_dim) float32.
+        """
+        return normal(0, 0, seeds.to(self.log_scale.device), self.hparams["latent_dim"])
+
+    def from_latent(self, z: Tensor, label: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
+        """Decode.
+
+        Args:
+            z: (n, latent_dim).
+            label: not used.
+            temperature: as in `sample`.
+
+        Returns:
+            (n, C, H, W) float32 in [-1, 1].
+        """
         return self.decode(temperature * z)
 
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
@@ -263,22 +287,3 @@ class VAE(SynthModule):
         schedule = WarmupCosine(min(h["warmup_steps"], self.total_steps // 10), self.total_steps, h["lr_final"])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def slerp(a: Tensor, b: Tensor, way: Tensor) -> Tensor:
-    """Spherical interpolation, which stays where the prior has its mass (White 2016, arXiv:1609.04468, section 2).
-
-    `slerp(a, b; t) = sin((1 - t) w) / sin(w) a + sin(t w) / sin(w) b`, w the angle between a and b
-
-    Args:
-        a: (B, n) vectors, or (1, n).
-        b: the same.
-        way: (B, 1), 0 at a and 1 at b.
-
-    Returns:
-        (B, n); straight where the angle is almost 0.
-    """
-    cos = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-12)[:, None].clamp(-1 + 1e-6, 1 - 1e-6)
-    angle = torch.acos(cos)
-    bent = (torch.sin((1 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
-    return torch.where(angle < 1e-2, (1 - way) * a + way * b, bent)

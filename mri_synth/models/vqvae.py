@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mri_synth.data.batch import Batch, DataSpec
-from mri_synth.draws import normal
-from mri_synth.losses.noise import censored_draw, noise_loss
+from mri_synth.losses.autoencoder import code_losses, image_losses
+from mri_synth.losses.noise import noise_loss
 from mri_synth.losses.reconstruction import l1, mse, ssim_loss
 from mri_synth.losses.vq import commitment
+from mri_synth.models import codebook
 from mri_synth.models.base import SynthModule
 from mri_synth.models.schedule import WarmupCosine
+from mri_synth.networks import vq
 from mri_synth.networks.autoencoder import Decoder, Encoder
 from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
 
@@ -23,8 +25,6 @@ NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 PositiveInt = Annotated[int, Ge(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
-DEAD = 0.1
-"""Share of codes in use below which a codebook counts as dead."""
 
 
 class VQVAE(SynthModule):
@@ -44,6 +44,7 @@ class VQVAE(SynthModule):
         codebook_warmup: steps in which the latents pass unquantised, before the codebook starts; at most 1/10 of all.
         kmeans_init: start the codebook from k-means on the first quantised batch.
         revive_below: a code used less often (moving average of vectors per batch) is put on a random vector; 0: never.
+        rate: squared distance that a nat of a code is worth: of codes about equally near the more frequent is taken.
         reconstruction: "l1" or "mse" on [-1, 1].
         lambda_ssim: weight of 1 - SSIM in the reconstruction loss.
         noise: learn the distribution of the pixels about the reconstruction, which stays as it would be without; what
@@ -75,6 +76,7 @@ class VQVAE(SynthModule):
         codebook_warmup: Annotated[int, Ge(0)] = 0,
         kmeans_init: bool = True,
         revive_below: NonNegative = 1.0,
+        rate: NonNegative = 0.0,
         reconstruction: Literal["l1", "mse"] = "l1",
         lambda_ssim: NonNegative = 0.0,
         noise: bool = False,
@@ -89,7 +91,7 @@ class VQVAE(SynthModule):
         self.encoder = Encoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm)
         self.quantizer = VectorQuantizer(
             codebook_size, codebook_dim, decay, kmeans_init=kmeans_init, revive_below=revive_below,
-            warmup_steps=codebook_warmup,
+            warmup_steps=codebook_warmup, rate=rate,
         )  # fmt: skip
         self.decoder = Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm, noise)
         self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
@@ -105,12 +107,7 @@ class VQVAE(SynthModule):
         Returns:
             The reason with the way out; "" when they can.
         """
-        if size % downsample == 0:
-            return ""
-        near = max(round(size / downsample), 1) * downsample
-        return (
-            f"halves images down to 1/{downsample}, and data.size={size} is no multiple of that; try data.size={near}"
-        )
+        return vq.too_odd(downsample, size)
 
     def on_fit_start(self) -> None:
         """A short training is not all warm-up."""
@@ -124,25 +121,12 @@ class VQVAE(SynthModule):
         In evaluation the codes are counted too.
         """
         h = self.hparams
-        x = batch.image
-        quantized = self.quantizer(self.encoder(x))
-        if h["noise"]:
-            x_hat, mean, log_scale = self.decoder.noisy(quantized.z_q)
-        else:
-            x_hat = self.decoder(quantized.z_q)
-        terms = {h["reconstruction"]: (l1 if h["reconstruction"] == "l1" else mse)(x_hat, x).mean()}
-        terms["commitment"] = quantized.commitment.mean()
-        loss = terms[h["reconstruction"]] + h["beta"] * terms["commitment"]
-        if h["noise"]:
-            terms["noise_loss"] = noise_loss(x_hat, mean, log_scale, x).mean()
-            loss = loss + terms["noise_loss"]
-        if h["lambda_ssim"]:
-            terms["ssim_loss"] = ssim_loss(x_hat, x).mean()
-            loss = loss + h["lambda_ssim"] * terms["ssim_loss"]
+        out = vq.autoencode(self, batch.image)
         if not self.training:
-            codes = quantized.codes.flatten()
-            self.code_counts.scatter_add_(0, codes, torch.ones_like(codes))
-        return {"loss": loss, **terms}
+            codebook.count(self.code_counts, out.quantized.codes)
+        image = image_losses(out.x_hat, batch.image, h["reconstruction"], h["lambda_ssim"])
+        code = code_losses(out.x_hat, batch.image, out.quantized.commitment, out.noise, h["beta"])
+        return {**image, **code, "loss": image["loss"] + code["loss"]}
 
     def encode(self, image: Tensor) -> Tensor:
         """Codes of images.
@@ -153,7 +137,7 @@ class VQVAE(SynthModule):
         Returns:
             (B, H / downsample, W / downsample) int64 in [0, codebook_size).
         """
-        return self.quantizer.encode(self.encoder(image))
+        return vq.encode(self, image)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Images of codes.
@@ -164,8 +148,7 @@ class VQVAE(SynthModule):
         Returns:
             (B, C, H, W) float32 in [-1, 1].
         """
-        x_hat: Tensor = self.decoder(self.quantizer.lookup(codes))
-        return x_hat.float().clamp(-1, 1)
+        return vq.decode(self, codes)
 
     def draw(self, codes: Tensor, seeds: Tensor) -> Tensor:
         """Images of codes with the pixel noise that was learned; without, the same as `decode`.
@@ -177,11 +160,7 @@ class VQVAE(SynthModule):
         Returns:
             (B, C, H, W) float32 in [-1, 1].
         """
-        if not self.hparams["noise"]:
-            return self.decode(codes)
-        _, mean, log_scale = self.decoder.noisy(self.quantizer.lookup(codes))
-        noise = normal(0, 1, seeds.to(mean.device), mean[0].numel())
-        return censored_draw(mean, log_scale, noise.view_as(mean))
+        return vq.draw(self, codes, seeds)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode, quantise, decode."""
@@ -190,28 +169,12 @@ class VQVAE(SynthModule):
     def on_validation_epoch_end(self) -> None:
         """Scores, usage and perplexity of the codebook over all validation codes, and the alarm of a dead codebook."""
         super().on_validation_epoch_end()
-        usage, perplexity = self._log_codebook("val")
-        if self.global_step >= self.total_steps // 3 and usage < DEAD:
-            self.alarm(
-                f"dead codebook: {usage:.1%} of the {len(self.code_counts)} codes are in use (perplexity "
-                f"{perplexity:.1f}) at step {self.global_step}. Remedies, in this order: model.kmeans_init=true, "
-                "model.revive_below=1.0, a lower model.lr, a smaller model.codebook_size"
-            )
+        self.codebook_histogram = codebook.report(self, self.code_counts, "val")
 
     def on_test_epoch_end(self) -> None:
         """The same over all test codes."""
         super().on_test_epoch_end()
-        self._log_codebook("test")
-
-    def _log_codebook(self, split: str) -> tuple[float, float]:
-        """Usage and perplexity of the codes counted since the last call, logged."""
-        counts = self.trainer.strategy.reduce(self.code_counts.clone(), reduce_op="sum")
-        assert isinstance(counts, Tensor)
-        usage, perplexity = codebook_usage(counts)
-        self.log_dict({f"{split}/codebook_usage": usage, f"{split}/perplexity": perplexity})
-        self.codebook_histogram = counts
-        self.code_counts.zero_()
-        return float(usage), float(perplexity)
+        self.codebook_histogram = codebook.report(self, self.code_counts, "test")
 
     def configure_optimizers(self) -> Any:
         """Adam with linear warm-up and cosine decay, stepped every batch."""

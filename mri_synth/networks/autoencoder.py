@@ -128,7 +128,7 @@ class Decoder(nn.Module):
             layers += [nn.ReLU(), nn.Conv2d(below, 4 * above, 1), nn.PixelShuffle(2)]
         layers += [nn.ReLU(), nn.Conv2d(widths[-1], 4 * out_channels, 3, padding=1), nn.PixelShuffle(2)]
         self.layers = nn.Sequential(*layers)
-        self.noise = _noise_head(widths[-1], out_channels) if noise else None
+        self.noise = _NoiseHead(widths[-1], out_channels) if noise else None
 
     def noisy(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images as by `forward`, and the distribution of their pixels, which learns without touching them.
@@ -137,7 +137,8 @@ class Decoder(nn.Module):
             z: (B, latent, H, W).
 
         Returns:
-            x_hat as by `forward`; mean and logarithm of the scale of a censored normal distribution, of x_hat's shape.
+            x_hat as by `forward`; mean, of its shape, and logarithm of the scale (B, out_channels, 1, 1), of a censored
+            normal distribution.
 
         Raises:
             ValueError: built without.
@@ -146,8 +147,7 @@ class Decoder(nn.Module):
             raise ValueError("the decoder was built without noise")
         features = self.layers[:-2](z)
         x_hat = self.layers[-2:](features).float().tanh()
-        shift, log_scale = self.noise(features.detach()).float().chunk(2, 1)
-        log_scale = 3.5 * torch.tanh(log_scale / 3.5 + 0.294) - 3.5  # in (-7, 0); starts at a scale of 0.08
+        shift, log_scale = self.noise(features.detach())
         return x_hat, x_hat.detach() + shift, log_scale
 
     def forward(self, z: Tensor) -> Tensor:
@@ -160,12 +160,24 @@ class Decoder(nn.Module):
         return x_hat.float().tanh()
 
 
-def _noise_head(width: int, channels: int) -> nn.Sequential:
-    """Starts at the reconstruction: from afar it takes long to find a mean below black with a small scale."""
-    last = nn.Conv2d(32, 8 * channels, 1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
-    return nn.Sequential(nn.Conv2d(width, 32, 3, padding=1), nn.ReLU(), last, nn.PixelShuffle(2))
+class _NoiseHead(nn.Module):
+    """How far the mean lies from the reconstruction at each pixel, and one scale for each image and channel.
+
+    Starts at the reconstruction: from afar it takes long to find a mean below black with a small scale.
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        last = nn.Conv2d(32, 4 * channels, 1)
+        self.shift = nn.Sequential(nn.Conv2d(width, 32, 3, padding=1), nn.ReLU(), last, nn.PixelShuffle(2))
+        self.scale = nn.Linear(width, channels)
+        for layer in (last, self.scale):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale = self.scale(features.mean((2, 3))).float()[:, :, None, None]
+        return self.shift(features).float(), 3.5 * torch.tanh(log_scale / 3.5 + 0.294) - 3.5  # (-7, 0), first -2.5
 
 
 def _widths(hidden: int, downsample: int, n_res_blocks: int) -> list[int]:

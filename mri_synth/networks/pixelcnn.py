@@ -83,7 +83,7 @@ class GatedPixelCNN(nn.Module):
         conditions: number of classes that a grid may be conditioned on; 0 builds no condition.
         dropout: share of the gates' output channels that are dropped in training, whole channels of a grid.
         position: (rows, columns) of the only grid size that the network is for, which then has an embedding of the
-            position; None serves any size and treats all positions alike.
+            position, and one more for every class, added to it; None serves any size and treats all positions alike.
 
     Raises:
         ValueError: an even kernel, a size too small, or dropout outside [0, 1).
@@ -118,6 +118,8 @@ class GatedPixelCNN(nn.Module):
         self.logits = nn.Linear(hidden, codebook_size)
         self.condition = nn.Embedding(conditions + 1, layers * 4 * channels) if conditions else None  # last: unknown
         self.position = nn.Parameter(torch.empty(*position, 2 * channels + hidden)) if position else None
+        both = position and conditions
+        self.places = nn.Parameter(torch.zeros(conditions, *self.position.shape)) if both else None  # type: ignore[union-attr]
         if self.condition is not None:
             nn.init.zeros_(self.condition.weight)
         if self.position is not None:
@@ -157,7 +159,8 @@ class GatedPixelCNN(nn.Module):
         self.check(codes.shape[1:], condition)
         biases, keep = self.biases(condition, len(codes)), self._keep(noise, codes)
         parts = [self.channels, self.channels, self.mix.out_features]
-        place = None if self.position is None else self.position.split(parts, -1)
+        place = self.place(condition)
+        place = None if place is None else place.split(parts, -1)
         v = h = self.embedding(codes)
         outs = []
         for n, layer in enumerate(self.layers):
@@ -181,6 +184,13 @@ class GatedPixelCNN(nn.Module):
         known = torch.where(condition < 0, self.conditions, condition)
         biases: Tensor = self.condition(known)
         return biases.view(batch, len(self.layers), -1)
+
+    def place(self, condition: Tensor | None) -> Tensor | None:
+        """Embedding of the position (1 or B, rows, columns, 2 * channels + hidden) under a condition (B,) or None."""
+        if self.position is None or self.places is None or condition is None:
+            return None if self.position is None else self.position[None]
+        own = F.embedding(condition.clamp(min=0), self.places.flatten(1)).view(-1, *self.position.shape)
+        return self.position + own * (condition >= 0).view(-1, 1, 1, 1)
 
     def _keep(self, noise: Tensor | None, codes: Tensor) -> Tensor | None:
         """(B, layers, 2 * channels) factors of channel dropout: 0, or 1 / (1 - dropout)."""

@@ -37,7 +37,9 @@ class Cache:
         c, hidden, depth = network.channels, network.mix.out_features, len(network.layers)
         self.embedding = network.embedding.weight.to(dtype)
         make = self.embedding.new_zeros
-        self.position = make(1, width, 2 * c + hidden) if network.position is None else network.position.to(dtype)
+        place = network.place(condition)
+        place = make(1, 1, width, 2 * c + hidden) if place is None else place.to(dtype)
+        self.position = place.movedim(0, 2)  # rows, columns, 1 or B, channels
         biases = network.biases(condition, batch)
         biases = make(batch, depth, 4 * c) if biases is None else biases.to(dtype)
         outs = make(batch, depth, c + 1)  # of the gates, negated; the 1 at the end meets the bias of what follows
@@ -51,9 +53,9 @@ class Cache:
         self.head = network.logits.weight.to(dtype).t().contiguous()
         self.head_bias = network.logits.bias.to(dtype)
         self.hidden, self.out = make(batch, hidden), make(batch, network.codebook_size)
-        self.places, self.mix_places = make(width, c), make(width, hidden)
+        self.places, self.mix_places = make(width, batch, c), make(width, batch, hidden)
 
-        carried = [list(self.places.unsqueeze(1).expand(-1, batch, -1)), *(layer.here for layer in self.layers[1:])]
+        carried = [list(self.places), *(layer.here for layer in self.layers[1:])]
         self.steps = [
             [layer.step(j, carried[n][j], after.here[j]) for n, (layer, after) in enumerate(pairwise(self.layers))]
             for j in range(width)
@@ -63,14 +65,14 @@ class Cache:
     def start_row(self, i: int, above: Tensor) -> None:
         """Take the vertical stack down to row i, under the codes (B, width) of row i - 1 (of any, where i is 0)."""
         place = self.position[i if len(self.position) > 1 else 0]
-        c = self.places.shape[1]
-        self.places.copy_(place[:, c : 2 * c])
-        self.mix_places.copy_(place[:, 2 * c :])
+        c = self.places.shape[2]
+        self.places.copy_(place[..., c : 2 * c])
+        self.mix_places.copy_(place[..., 2 * c :])
         if i:
             self.layers[0].push(F.embedding(above, self.embedding))
         v = -self.layers[0].vertical()
         self.layers[0].link(v)
-        v += place[:, :c]
+        v += place[..., :c].movedim(0, 1)
         for layer in self.layers[1:]:
             layer.push(v)
             v = v - layer.vertical()

@@ -2,7 +2,8 @@
 
 Sources: van den Oord et al. 2017, "Neural Discrete Representation Learning" (arXiv:1711.00937), section 3 and
 appendix A.1; Razavi et al. 2019, "Generating Diverse High-Fidelity Images with VQ-VAE-2" (arXiv:1906.00446), eq. 3
-and 4; dead codes are revived as in Dhariwal et al. 2020, "Jukebox" (arXiv:2005.00341), section 3.3.
+and 4; dead codes are revived as in Dhariwal et al. 2020, "Jukebox" (arXiv:2005.00341), section 3.3; with a rate,
+codes are chosen as in Chou, Lookabaugh and Gray 1989, "Entropy-Constrained Vector Quantization" (IEEE ASSP 37), eq. 8.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mri_synth.losses.vq import commitment
-from mri_synth.networks.clusters import kmeans, nearest
+from mri_synth.networks.clusters import code_costs, kmeans, nearest
 
 _SEED = 0x5EED_C0DE
 """Draws come from (this constant + updates done), never from the global generator: they resume exactly."""
@@ -66,6 +67,9 @@ class VectorQuantizer(nn.Module):
             batch (of rank 0); 0 never replaces.
         warmup_steps: the first so many training batches pass unquantised, and k-means waits for the batch after
             them: an encoder in its first steps outruns any codebook and leaves it a handful of codes.
+        rate: squared distance that a nat of a code is worth: of codes about equally near the more frequent one is
+            taken, `argmin_k |z - e_k|^2 - rate log p_k`. What noise alone tells apart, such as the air around a head,
+            then has one code in place of many, which leaves codes for the rest and a prior less to learn. 0: nearest.
 
     Raises:
         ValueError: a size below 1, a decay outside [0, 1), or a negative threshold.
@@ -87,6 +91,7 @@ class VectorQuantizer(nn.Module):
         kmeans_iters: int = 10,
         revive_below: float = 1.0,
         warmup_steps: int = 0,
+        rate: float = 0.0,
     ) -> None:
         super().__init__()
         if codebook_size < 1 or codebook_dim < 1 or kmeans_iters < 1:
@@ -94,11 +99,13 @@ class VectorQuantizer(nn.Module):
             raise ValueError(f"codebook_size, codebook_dim and kmeans_iters must be at least 1, got {sizes}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        if revive_below < 0 or warmup_steps < 0:
-            raise ValueError(f"revive_below and warmup_steps must not be negative, got {revive_below}, {warmup_steps}")
+        if min(revive_below, warmup_steps, rate) < 0:
+            given = f"{revive_below}, {warmup_steps} and {rate}"
+            raise ValueError(f"revive_below, warmup_steps and rate must not be negative, got {given}")
         self.codebook_size, self.codebook_dim = codebook_size, codebook_dim
         self.decay, self.eps = decay, eps
         self.kmeans_iters, self.revive_below, self.warmup_steps = kmeans_iters, revive_below, warmup_steps
+        self.rate = rate
 
         embedding = torch.randn(codebook_size, codebook_dim) / codebook_dim**0.5
         self.register_buffer("embedding", embedding)
@@ -125,7 +132,7 @@ class VectorQuantizer(nn.Module):
             warming = self.training and self._updates < self.warmup_steps
             if self.training and not warming and not self._initialised:
                 self._start(flat)
-            codes = nearest(flat, self.embedding)
+            codes = self._nearest(flat)
             if warming:
                 self._count()
                 return Quantized(z_q=z, codes=codes.view(shape), commitment=z32.new_zeros(len(z)))
@@ -138,11 +145,14 @@ class VectorQuantizer(nn.Module):
     def encode(self, z: Tensor) -> Tensor:
         """Codes (B, H, W) int64 of z (B, D, H, W); nothing is updated."""
         with torch.autocast(z.device.type, enabled=False):
-            return nearest(_flatten(z.detach().float()), self.embedding).view(z.shape[0], *z.shape[2:])
+            return self._nearest(_flatten(z.detach().float())).view(z.shape[0], *z.shape[2:])
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codebook vectors (B, D, H, W) float32 of codes (B, H, W)."""
         return nn.functional.embedding(codes, self.embedding).movedim(-1, 1)
+
+    def _nearest(self, flat: Tensor) -> Tensor:
+        return nearest(flat, self.embedding, code_costs(self.cluster_size, self.rate))
 
     @torch.no_grad()
     def _update(self, flat: Tensor, codes: Tensor) -> None:
@@ -195,7 +205,7 @@ class VectorQuantizer(nn.Module):
         if _world_size() == 1 or dist.get_rank() == 0:
             vectors = flat[torch.isfinite(flat.sum(1))]
             if len(vectors):
-                means, counts = kmeans(vectors, self.codebook_size, self.kmeans_iters, self._generator(flat))
+                means, counts = kmeans(vectors, self.codebook_size, self.kmeans_iters, self._generator(flat), self.rate)
                 self.cluster_size.copy_(counts.clamp(min=1))
                 self.embedding_sum.copy_(means * self.cluster_size[:, None])
                 self._normalise()

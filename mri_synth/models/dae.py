@@ -1,0 +1,109 @@
+"""Denoising autoencoder (Kascenas et al. 2022, PMLR 172): takes off an image what does not belong there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Lt, MultipleOf
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mri_synth.corruption import foreign_structures
+from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.losses.reconstruction import mse
+from mri_synth.models.base import SynthModule
+from mri_synth.models.schedule import WarmupCosine
+from mri_synth.networks.unet import FACTOR, UNet
+
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+_EVALUATION, _FIXED = -1, 0
+"""Epoch and seed of the structures of validation and test: an item has the same whenever it is scored."""
+
+
+class DAE(SynthModule):
+    """Denoising autoencoder for anomaly maps: draws what lies under foreign structures. Minimises mse(x_hat, x).
+
+    Trained on healthy images alone, into which structures were put that are not there; a U-Net says what was put in,
+    and the reconstruction is the image without it. Where nothing is foreign the image comes back as
+    it is, noise and all: SSIM says nothing about how good this model is, and it has no codes and no samples.
+
+    Args:
+        spec: what the data know of themselves.
+        hidden_channels: of the U-Net at half the image's resolution; twice as many below.
+        structures: foreign structures put into a training image, at most.
+        flip: the reconstruction is the mean of those of the image and of its mirror image, where sides are alike.
+        lr: learning rate of Adam.
+        betas: decay rates of Adam's moments.
+        warmup_steps: the learning rate rises linearly over this many steps; at most a tenth of all.
+        lr_final: the learning rate falls as a cosine to this share of `lr` at the end of training; 1: constant.
+    """
+
+    monitor: ClassVar[tuple[str, str]] = ("val/left", "min")
+    explained: ClassVar[dict[str, Any]] = {"mse": mse}
+
+    def __init__(
+        self,
+        spec: DataSpec | dict[str, Any],
+        hidden_channels: Annotated[int, Ge(8), MultipleOf(8)] = 32,
+        structures: Annotated[int, Ge(1)] = 6,
+        flip: bool = True,
+        lr: PositiveFloat = 2e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.99),
+        warmup_steps: Annotated[int, Ge(0)] = 60,
+        lr_final: NonNegative = 0.02,
+    ) -> None:
+        super().__init__(spec)
+        self.network = UNet(self.spec.channels, self.spec.channels, self.spec.size, hidden_channels)
+
+    @staticmethod
+    def refuses(size: int) -> str:  # type: ignore[override]
+        """Why images of a size cannot be taken.
+
+        Args:
+            size: image side, pixels.
+
+        Returns:
+            The reason with the way out; "" when they can.
+        """
+        if size % FACTOR == 0:
+            return ""
+        near = max(round(size / FACTOR), 1) * FACTOR
+        return f"halves images down to 1/{FACTOR}, and data.size={size} is no multiple of that; try data.size={near}"
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Squared error of the image without what was put into it, and the share of that which is left in it.
+
+        `left = sum (x_hat - x)^2 / sum (x' - x)^2`, x' the image with foreign structures: 1 when nothing is taken off,
+        0 when all is and nothing else. In evaluation an item has the same structures every time.
+        """
+        x = batch.image
+        seed, when = (self.seed, self.global_step) if self.training else (_FIXED, _EVALUATION)
+        seen = foreign_structures(x, self.hparams["structures"], seed, when, batch.index)
+        x_hat = seen - self.network(seen)
+        left = (x_hat.detach() - x).square().sum() / (seen - x).square().sum().clamp(min=1e-6)
+        error = mse(x_hat, x).mean()
+        return {"loss": error, "mse": error, "left": left}
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """The image without what seems foreign to it."""
+        found: Tensor = self.network(image)
+        if self.hparams["flip"]:
+            found = (found + self.network(image.flip(-1)).flip(-1)) / 2
+        return (image - found).clamp(-1, 1)
+
+    def visuals(self, batch: Batch) -> dict[str, Tensor]:
+        """Originals, with foreign structures, and without them again."""
+        seen = foreign_structures(batch.image, self.hparams["structures"], _FIXED, _EVALUATION, batch.index)
+        rows = {"original": batch.image, "foreign structures put in": seen, "taken off": self.reconstruct(seen)}
+        return {name: images[:, :1] for name, images in rows.items()}
+
+    def configure_optimizers(self) -> Any:
+        """Adam with linear warm-up and cosine decay, stepped every batch."""
+        h = self.hparams
+        optimizer: Optimizer = self.adam(self.network.parameters(), h["lr"], h["betas"])
+        schedule = WarmupCosine(min(h["warmup_steps"], self.total_steps // 10), self.total_steps, h["lr_final"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

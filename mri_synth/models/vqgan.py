@@ -1,0 +1,386 @@
+"""VQGAN (Esser et al. 2021, arXiv:2012.09841): a VQ-VAE that is also trained to look real, patch by patch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+
+from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.errors import UserError
+from mri_synth.losses import perceptual as look
+from mri_synth.losses.adaptive import adaptive_weight, balanced
+from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR, GANLoss, r1
+from mri_synth.losses.autoencoder import code_losses, image_losses
+from mri_synth.losses.noise import censored_draw, noise_loss
+from mri_synth.losses.reconstruction import l1, mse, ssim_loss
+from mri_synth.losses.vq import commitment
+from mri_synth.metrics.lpips import lpips
+from mri_synth.models import codebook
+from mri_synth.models.gan import GANModule
+from mri_synth.models.schedule import WarmupCosine
+from mri_synth.networks import patch, vq
+from mri_synth.networks.autoencoder import Decoder, Encoder, ResBlock
+from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
+
+log = logging.getLogger(__name__)
+
+NonNegative = Annotated[float, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+PositiveInt = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+
+
+class VQGAN(GANModule):
+    """The autoencoder of `vqvae` as generator, against a discriminator of patches.
+
+    In the first steps it is a VQ-VAE with a perceptual loss. Then the discriminator starts, and the adversarial loss
+    gets the weight with which it pulls at the decoder's last layer as hard as the reconstruction does.
+
+    Encoder, codebook and decoder are averaged together (`ema_decay`), and the averages reconstruct and make codes. The
+    codebook is a moving average already, of the latents of the trained encoder: what the averaged encoder makes would
+    lie beside it, as that lags behind. So its vectors are averaged once more, with the weights' decay, and lag as much.
+
+    Args:
+        spec: what the data know of themselves.
+        hidden_channels: width of encoder and decoder.
+        res_blocks: residual blocks on each side, at the resolution of the codes.
+        downsample: image side over code side; a power of 2.
+        norm: of the residual blocks.
+        codebook_size: K, number of codes.
+        codebook_dim: D, length of a code.
+        decay: of the codebook's moving averages.
+        codebook_warmup: steps in which the latents pass unquantised, before the codebook starts; at most 1/10 of all.
+        kmeans_init: start the codebook from k-means on the first quantised batch.
+        revive_below: a code used less often (moving average of vectors per batch) is put on a random vector; 0: never.
+        rate: squared distance that a nat of a code is worth: of codes about equally near the more frequent is taken.
+        reconstruction: "l1" or "mse" on [-1, 1].
+        lambda_ssim: weight of 1 - SSIM in the reconstruction loss.
+        noise: learn the distribution of the pixels about the reconstruction. The discriminator then sees what is drawn
+            from it, and cannot tell reconstructions by the noise that they lack, nor ask them to invent it.
+        beta: weight of the commitment loss.
+        perceptual: "lpips", "encoder" (features of one trained here), "none"; "auto": LPIPS where its weights are here.
+        perceptual_net: of LPIPS.
+        perceptual_encoder: checkpoint of the feature encoder.
+        lambda_perceptual: weight of the perceptual loss in the reconstruction loss.
+        adversarial_start: share of the steps before the discriminator starts; 1: never.
+        lambda_adv: factor on the adaptive weight of the adversarial loss.
+        gan_loss: of the adversarial game.
+        d_width: channels of the discriminator's first layer.
+        d_layers: its layers of stride 2; with 3 a verdict is on 70 x 70 pixels.
+        d_norm: of its inner layers.
+        r1_gamma: weight of the penalty on the discriminator's gradient at real images; 0: none.
+        r1_every: steps between two of these penalties.
+        ema_decay: of the moving average of weights and codebook; 0: none is kept.
+        lr_g: learning rate of encoder and decoder.
+        lr_d: learning rate of the discriminator.
+        betas: decay rates of Adam's moments.
+        warmup_steps: the learning rates rise linearly over this many steps; at most a tenth of all.
+        lr_final: the learning rates fall as a cosine to this share at the end of training; 1: constant.
+    """
+
+    code_counts: Tensor
+    adversarial_weight: Tensor
+    monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
+    keeps_graphs: ClassVar[bool] = True  # the codebook follows whenever fakes are made
+    explained: ClassVar[dict[str, Any]] = {
+        "g_l1": l1, "g_mse": mse, "g_ssim_loss": ssim_loss, "g_commitment": commitment, "g_noise_loss": noise_loss,
+        "g_weight": adaptive_weight, "d_r1": r1, "codebook_usage": codebook_usage, "perplexity": codebook_usage,
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        spec: DataSpec | dict[str, Any],
+        hidden_channels: Annotated[int, Ge(4)] = 128,
+        res_blocks: Count = 2,
+        downsample: Literal[2, 4, 8, 16] = 4,
+        norm: Literal["none", "group"] = "none",
+        codebook_size: Annotated[int, Ge(2)] = 512,
+        codebook_dim: PositiveInt = 16,
+        decay: Decay = 0.98,
+        codebook_warmup: Count = 0,
+        kmeans_init: bool = True,
+        revive_below: NonNegative = 1.0,
+        rate: NonNegative = 0.0,
+        reconstruction: Literal["l1", "mse"] = "l1",
+        lambda_ssim: NonNegative = 0.0,
+        noise: bool = False,
+        beta: NonNegative = 0.25,
+        perceptual: look.Choice = "auto",
+        perceptual_net: look.Net = "alexnet",
+        perceptual_encoder: str | None = None,
+        lambda_perceptual: NonNegative = 1.0,
+        adversarial_start: Share = 0.3,
+        lambda_adv: NonNegative = 0.8,
+        gan_loss: GANLoss = "hinge",
+        d_width: PositiveInt = 64,
+        d_layers: PositiveInt = 3,
+        d_norm: patch.Norm = "none",
+        r1_gamma: NonNegative = 0.0,
+        r1_every: PositiveInt = 16,
+        ema_decay: Decay = 0.999,
+        lr_g: PositiveFloat = 1e-3,
+        lr_d: PositiveFloat = 1e-3,
+        betas: tuple[Decay, Decay] = (0.5, 0.9),
+        warmup_steps: Count = 0,
+        lr_final: Annotated[float, Ge(0)] = 1.0,
+    ) -> None:
+        super().__init__(spec, ema_decay=ema_decay)
+        self.hparams["perceptual"], why = look.resolved(perceptual, perceptual_net, self.spec.size)
+        if why:
+            log.log(logging.INFO if self.hparams["perceptual"] != "none" else logging.WARNING, why)
+        self._perceptual: look.Perceptual | None = None
+        formulas: dict[str, Any] = {
+            "d_loss": DISCRIMINATOR[gan_loss], "g_adversarial": GENERATOR[gan_loss], "g_loss": self.generator_losses,
+            "g_perceptual": look.feature_distance if perceptual == "encoder" else lpips,
+        }  # fmt: skip
+        self.explained = type(self).explained | formulas  # type: ignore[misc]
+        channels = self.spec.channels
+        self.generator = vq.VQAutoencoder(
+            Encoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm),
+            VectorQuantizer(codebook_size, codebook_dim, decay, kmeans_init=kmeans_init, revive_below=revive_below,
+                            warmup_steps=codebook_warmup, rate=rate),
+            Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm, noise),
+        )  # fmt: skip
+        self.discriminator = patch.PatchDiscriminator(channels, d_width, d_layers, d_norm)
+        self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
+        self.register_buffer("adversarial_weight", torch.zeros(()))
+        self.start_ema()
+
+    @staticmethod
+    def refuses(  # type: ignore[override]
+        downsample: int, size: int, d_layers: int, perceptual: str, perceptual_net: look.Net
+    ) -> str:
+        """Why images of a size do not fit the networks.
+
+        Args:
+            downsample: image side over code side.
+            size: image side, pixels.
+            d_layers: of the discriminator.
+            perceptual: kind of perceptual loss.
+            perceptual_net: of LPIPS.
+
+        Returns:
+            The reason with the way out; "" when they do.
+        """
+        if size < (least := patch.least_size(d_layers)):
+            return (
+                f"with model.d_layers={d_layers} judges images of at least {least} pixels, and data.size={size}; try "
+                "model.d_layers=1"
+            )
+        if perceptual == "lpips" and size < (least := look.LEAST[perceptual_net]):
+            return (
+                f"with model.perceptual_net={perceptual_net} needs images of at least {least} pixels, and "
+                f"data.size={size}; try model.perceptual=none"
+            )
+        return vq.too_odd(downsample, size)
+
+    @staticmethod
+    def problems(arguments: dict[str, Any]) -> list[str]:
+        """What is wrong beyond types and ranges: no weights for the perceptual loss.
+
+        Args:
+            arguments: by name.
+
+        Returns:
+            One message each.
+        """
+        given = {"perceptual": "auto", "perceptual_net": "alexnet", "perceptual_encoder": None, **arguments}
+        return look.problems(given["perceptual"], given["perceptual_net"], given["perceptual_encoder"])
+
+    def on_fit_start(self) -> None:
+        """A short training is not all warm-up."""
+        # the discriminator's schedule is meant to begin before its first step
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        self.generator.quantizer.warmup_steps = min(self.hparams["codebook_warmup"], self.total_steps // 10)
+
+    def discriminates(self) -> bool:
+        """Whether the adversarial game has started."""
+        start: int = round(self.hparams["adversarial_start"] * self.total_steps)
+        return self.hparams["adversarial_start"] < 1 and self.global_step >= start
+
+    # -- losses ----------------------------------------------------------------------------------------------------
+
+    def generate(self, batch: Batch) -> dict[str, Any]:
+        """Reconstructions, what their codes cost, and the grain with which the discriminator sees them.
+
+        In evaluation the codes are counted too.
+        """
+        out = vq.autoencode(self.acting(), batch.image)
+        if not self.training:
+            codebook.count(self.code_counts, out.quantized.codes)
+        made = {"x_hat": out.x_hat, "commitment": out.quantized.commitment, "noise": out.noise, "grain": 0.0}
+        if out.noise is not None:
+            with torch.no_grad():
+                e = self.noise(batch, batch.image[0].numel()).view_as(batch.image)
+                made["grain"] = censored_draw(*out.noise, e) - out.x_hat
+        return made
+
+    def discriminator_losses(self, batch: Batch, fakes: dict[str, Any]) -> dict[str, Tensor]:
+        """Real images against their reconstructions, patch by patch.
+
+        `L_D = max(0, 1 - D(x)) + max(0, 1 + D(x_hat))`; + gamma R1
+        """
+        h = self.hparams
+        real, fake = self.discriminator(torch.cat([batch.image, fakes["x_hat"] + fakes["grain"]])).chunk(2)
+        loss = DISCRIMINATOR[h["gan_loss"]](real, fake).mean()
+        terms = {"real": real.mean(), "fake": fake.mean()}
+        if h["r1_gamma"] and self.due(h["r1_every"]):
+            terms["r1"] = r1(self.discriminator.forward, batch.image).mean()
+            loss = loss + h["r1_every"] * h["r1_gamma"] * terms["r1"]
+        return {"loss": loss, **terms}
+
+    def generator_losses(self, batch: Batch, fakes: dict[str, Any]) -> dict[str, Tensor]:
+        """Reconstruction, perceptual, commitment and adversarial loss (Esser et al. 2021, eq. 6 and 7).
+
+        `L = L_rec + beta L_commit + lambda_adv lambda L_adv`, `L_rec = L_1 + lambda_ssim L_SSIM + lambda_perceptual
+        L_perceptual`, `L_adv = -D(x_hat)`, `lambda = |grad L_rec| / (|grad L_adv| + 1e-6)` at the decoder's last layer
+
+        What images lose and gain is differentiated up to the reconstruction, each once; from there one gradient goes
+        on. With accumulation lambda is that of each batch. In evaluation it is the training's last one.
+        """
+        h, x = self.hparams, batch.image
+        x_hat = fakes["x_hat"]
+        seen = x_hat.detach().requires_grad_(self.training)
+        image = image_losses(seen, x, h["reconstruction"], h["lambda_ssim"])
+        rec = image.pop("loss")
+        if h["lambda_perceptual"] and h["perceptual"] != "none":
+            image["perceptual"] = self.perceptual(seen, x).mean()
+            rec = rec + h["lambda_perceptual"] * image["perceptual"]
+        code = code_losses(x_hat, x, fakes["commitment"], fakes["noise"], h["beta"])
+        terms, plays = {**image, **code}, not self.training or self.discriminates()
+        if plays:
+            terms["adversarial"] = GENERATOR[h["gan_loss"]](self.discriminator(seen + fakes["grain"])).mean()
+        if self.training:
+            last: Any = self.generator.decoder.layers[-2].weight  # behind it only a rearrangement and the tanh
+            adv = terms.get("adversarial")
+            rec, weight = balanced(x_hat, seen, rec, adv, last, h["lambda_adv"], self._over_processes)
+            self.adversarial_weight.copy_(weight)
+        elif plays:
+            rec = rec + h["lambda_adv"] * self.adversarial_weight * terms["adversarial"]
+        if plays:
+            terms["weight"] = self.adversarial_weight.clone()
+        return {**terms, "loss": rec + code["loss"]}
+
+    def _over_processes(self, gradients: Tensor) -> Tensor:
+        """The mean of what all processes have."""
+        if self.trainer.world_size == 1:
+            return gradients
+        mean: Any = self.trainer.strategy.reduce(gradients, reduce_op="mean")
+        return torch.as_tensor(mean)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averages, the codebook's too, which as a buffer would be copied."""
+        before = None if self.ema is None else self.averaged.quantizer.embedding.clone()
+        super()._average()
+        if before is not None:
+            kept = self.averaged.quantizer.embedding
+            kept.copy_(before.lerp_(kept, 1 - self.decay()))
+
+    def perceptual(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """(B,) distances under the frozen network, which is loaded when it is first asked for: codes do without."""
+        if self._perceptual is None:
+            h = self.hparams
+            self._perceptual = look.Perceptual(
+                h["perceptual"], h["perceptual_net"], h["perceptual_encoder"], self.spec
+            )  # fmt: skip
+        return self._perceptual(x_hat, x)
+
+    # -- codes and images ------------------------------------------------------------------------------------------
+
+    @property
+    def averaged(self) -> vq.VQAutoencoder:
+        """The autoencoder that reconstructs and makes codes: the average, where one is kept."""
+        chosen: Any = self.generator if self.ema is None else self.ema[0]
+        autoencoder: vq.VQAutoencoder = chosen
+        return autoencoder
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Codes of images.
+
+        Args:
+            image: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            (B, H / downsample, W / downsample) int64 in [0, codebook_size).
+        """
+        return vq.encode(self.averaged, image)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Images of codes.
+
+        Args:
+            codes: (B, h, w) int64.
+
+        Returns:
+            (B, C, H, W) float32 in [-1, 1].
+        """
+        return vq.decode(self.averaged, codes)
+
+    def draw(self, codes: Tensor, seeds: Tensor) -> Tensor:
+        """Images of codes with the pixel noise that was learned; without, the same as `decode`.
+
+        Args:
+            codes: (B, h, w) int64.
+            seeds: (B,) int64 of the noise.
+
+        Returns:
+            (B, C, H, W) float32 in [-1, 1].
+        """
+        return vq.draw(self.averaged, codes, seeds)
+
+    def reconstruct(self, image: Tensor) -> Tensor:
+        """Encode, quantise, decode."""
+        return self.decode(self.encode(image))
+
+    def on_validation_epoch_end(self) -> None:
+        """Scores, usage and perplexity of the codebook over all validation codes, and the alarm of a dead codebook."""
+        super().on_validation_epoch_end()
+        self.codebook_histogram = codebook.report(self, self.code_counts, "val")
+
+    def on_test_epoch_end(self) -> None:
+        """The same over all test codes."""
+        super().on_test_epoch_end()
+        self.codebook_histogram = codebook.report(self, self.code_counts, "test")
+
+    # -- settings and checkpoints ------------------------------------------------------------------------------------
+
+    def networks(self) -> list[nn.Module]:
+        """What is trained, for compile; not the decoder's last layer, through which two losses are differentiated."""
+        blocks = [m for m in self.generator.decoder.layers if isinstance(m, ResBlock)]
+        return [self.generator.encoder, *blocks, self.discriminator]
+
+    def configure_optimizers(self) -> Any:
+        """Adam for each side, with linear warm-up and cosine decay, stepped every batch."""
+        h = self.hparams
+        optimizers = [
+            self.adam(self.discriminator.parameters(), h["lr_d"], h["betas"]),
+            self.adam(self.generator.parameters(), h["lr_g"], h["betas"]),
+        ]
+        if not h["warmup_steps"] and h["lr_final"] == 1:
+            return optimizers
+        schedule = WarmupCosine(min(h["warmup_steps"], self.total_steps // 10), self.total_steps, h["lr_final"])
+        schedulers = [torch.optim.lr_scheduler.LambdaLR(o, schedule) for o in optimizers]
+        return optimizers, [{"scheduler": s, "interval": "step"} for s in schedulers]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run keeps its loss, whatever "auto" means by now.
+
+        Args:
+            checkpoint: of the run.
+
+        Raises:
+            UserError: it had another perceptual loss.
+        """
+        there, here = checkpoint["hyper_parameters"]["perceptual"], self.hparams["perceptual"]
+        if there != here:
+            get = f"; its weights: mri-synth weights get lpips_{self.hparams['perceptual_net']}" * (there == "lpips")
+            raise UserError(f"this run was trained with model.perceptual={there}, and here it would go on with {here}: "
+                            f"give model.perceptual={there}{get}")  # fmt: skip
