@@ -67,13 +67,15 @@ MADE = {
 # What makes a run small enough for a test, whatever it is about; and, by model, what else does.
 SMALL = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "trainer.pictures=2",
          "trainer.limit_test_batches=1", "trainer.progress=false", "trainer.log_every_steps=1", "data.size=32",
+         "trainer.val_every_epochs=1",
          "data.batch_size=4", "samples=8"]  # fmt: skip
 SMALL_MODEL = {
     "dae": ["model.hidden_channels=8"],
     "dcgan": ["model.channels_g=8", "model.channels_d=8", "model.latent_dim=8", "trainer.judge_features=pixels"],
     "encoder": ["model.width=8", "model.dim=32"],
     "pixelcnn": ["model.channels=8", "model.layers=1", "model.hidden=8"],
-    "progan": ["model.fmap_base=64", "model.latent_dim=8", "trainer.judge_features=pixels"],
+    "progan": ["model.fmap_base=64", "model.latent_dim=8", "model.fade_kimg=[0.0]",
+               "model.steady_kimg=[0.0]", "trainer.judge_features=pixels"],
     "vae": ["model.hidden_channels=8"],
     "vqgan": ["model.hidden_channels=8", "model.res_blocks=1", "model.codebook_size=128", "model.codebook_dim=8",
               "model.codebook_warmup=0", "model.d_width=8", "model.perceptual=none"],
@@ -363,7 +365,12 @@ def test_every_verb_runs(words, bring, data, tmp_path):
         made = {p.name for p in (tmp_path / words[words.index("-o") + 1]).iterdir()}
         first = int(words[words.index("--seed") + 1]) if "--seed" in words else 0
         ending = "nii.gz" if "nifti" in words else "png"
-        assert made == {f"sample_{first + i:06d}.{ending}" for i in range(4)} | {"sheet_000.png", "samples.json"}
+        looks = {"--interpolate": "interpolation.png", "--truncate": "truncation.png", "--walk": "walk.gif"}
+        looks = {name for option, name in looks.items() if option in words}
+        beside = looks | {"latent.json"} if looks else set()
+        beside |= {"walk.mp4"} if "--walk" in words else set()
+        samples = {f"sample_{first + i:06d}.{ending}" for i in range(4)} | {"sheet_000.png", "samples.json"}
+        assert made == samples | beside
     elif "-o" in words:
         written = [words[words.index("-o") + 1]]
         written += ["rec_residual.nii.gz", "rec_score.nii.gz"] if "--residual" in words else []
