@@ -46,7 +46,7 @@ def number(value: object, digits: int = 4) -> str:
 
     Args:
         value: a number; None gives a dash; whatever is no number comes back as text.
-        digits: decimals between 0.001 and 10 (at most 2 up to 1000), significant digits outside.
+        digits: decimals between 0.001 and 10 (at most 2 up to 1000, none up to 1e9), significant digits outside.
 
     Returns:
         Text such as "12,345", "0.9312", "29.31", "3.1e-05", "nan".
@@ -57,6 +57,8 @@ def number(value: object, digits: int = 4) -> str:
         return str(value)
     if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) >= 1000):
         return f"{int(value):,}"
+    if 1e3 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
     if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:.{digits if abs(value) < 10 else min(digits, 2)}f}"
     return f"{value:.{digits}g}"
@@ -278,6 +280,8 @@ h2 + .card, p.soft + .card { border-top: 0; padding-top: 4px; }
 table { border-collapse: collapse; width: 100%; margin: 0 0 .8rem; font-size: .92rem;
   font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .84rem; vertical-align: bottom; }
+td, th { overflow-wrap: normal; }
+td a { overflow-wrap: anywhere; }
 th, td { padding: 7px 10px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:last-child, td:last-child { padding-right: 0; }
 td.number { white-space: nowrap; }

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 ENDINGS = {"png": ("png",), "nifti": ("nii.gz",), "both": ("png", "nii.gz")}
 PER_SHEET = 64
 RECORD = "samples.json"
+LAST_SEED = 2**63 - 1
 
 
 def sample(
@@ -47,8 +49,9 @@ def sample(
 ) -> Path:
     """Draw images with the seeds seed, seed + 1, ..., and write them, one file each, with sheets of all.
 
-    A seed gives the same image in every call of the same settings. What is there already is not drawn again, so a
-    call that was stopped is gone on with by giving it again, and a larger `n` adds.
+    A seed gives the same image in every call of the same settings, whatever the batch size but for the last of 16 bits.
+    What is there already is not drawn again, so a call that was stopped is gone on with by giving it again, and a
+    larger `n` adds.
 
     Args:
         checkpoint: of a run whose model samples.
@@ -72,6 +75,8 @@ def sample(
         wrong, least = next((w, k) for w, k in ((f"n={n}", 1), (f"batch_size={batch_size}", 1), (f"seed={seed}", 0))
                             if int(w.partition("=")[2]) < k)  # fmt: skip
         raise UserError(f"{wrong}: allowed: a whole number from {least} on")
+    if seed + n > LAST_SEED:
+        raise UserError(f"seed={seed}: allowed: a whole number from 0 to {LAST_SEED} less n")
     if format not in ENDINGS:
         raise UserError(f"--format={format}: allowed: {', '.join(ENDINGS)}")
     place = device_of(device)
@@ -115,8 +120,8 @@ def check_options(model: SynthModule, options: Mapping[str, Any]) -> None:
         if name not in known:
             here = f"it takes {', '.join(known)}" if known else "it takes none"
             raise UserError(f"--{name.replace('_', '-')}: {type(model).__name__} has no such option; {here}")
-        if value is not True and value is not False and value <= 0:
-            raise UserError(f"--{name.replace('_', '-')}={value}: allowed: above 0")
+        if value is not True and value is not False and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')}={value}: allowed: a number above 0")
 
 
 def label_index(model: SynthModule, label: str | None) -> int | None:
@@ -186,13 +191,13 @@ def _batches(
 def _same_settings(output: Path, record: Mapping[str, Any]) -> None:
     """Samples of other settings are never mixed with these."""
     path = output / RECORD
-    if not path.exists():
+    if not path.exists() or not any(output.glob("sample_*")):
         return
     try:
         before = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path}: not readable; delete it, or give another folder") from None
-    keys = ("checkpoint_sha256", "label", "options", "batch_size")
+    keys = ("checkpoint_sha256", "label", "options")
     if differ := [f"{k}: {before.get(k)} there, {record[k]} here" for k in keys if before.get(k) != record[k]]:
         raise UserError(f"{output}: holds samples of other settings ({'; '.join(differ)}); give another folder")
 

@@ -75,6 +75,8 @@ def explore(
         raise UserError(f"{checkpoint}: its model, {type(model).__name__}, makes no new images")
     chosen = {k: v for k, v in (options or {}).items() if v is not None}
     check_options(model, chosen)
+    if label is None and (known := model.conditions()):
+        label = known[seed % len(known)]  # between classes a generator has learned nothing: one is taken, and said
     wanted = label_index(model, label)
     values = [] if truncate is None else numbers("truncate", truncate)
     option = truncation_option(model) if values else ""

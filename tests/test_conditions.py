@@ -55,3 +55,11 @@ def test_the_phantom_knows_its_ten_places(tmp_path):
     batch = data.view("test").__getitems__([0, 9])
     assert conditions.known("slice", data.spec, batch).tolist() == [0, 9]
     assert DataSpec.of(data.spec.to_dict() | {"slices_mm": list(data.spec.slices_mm)}) == data.spec
+
+
+def test_parts_of_a_batch_joined_are_the_batch_again():
+    again = Batch.join([BATCH.part(slice(0, 1)), BATCH.part(slice(1, 3)), BATCH.part(slice(3, 4))])
+    for name, value in vars(BATCH).items():
+        other = getattr(again, name)
+        assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other, name
+    assert Batch.join([BATCH]) is BATCH

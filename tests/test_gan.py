@@ -515,3 +515,12 @@ def test_sizes_that_are_no_power_of_two_are_refused() -> None:
     assert "data.size=96 is no power of 2" in DCGAN.refuses(96)
     with pytest.raises(ValueError, match="power of 2 of at least 8, got 96"):
         DCGAN(DataSpec(size=96))
+
+
+def test_a_lazy_penalty_falls_on_steps_that_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default every 16th step has one and every 10th is logged: of 160 steps two are both."""
+    model, both = small().train(), []
+    for step in range(160):
+        monkeypatch.setattr(type(model), "global_step", step)
+        both.append(model.due(16) and (step + 1) % 10 == 0)
+    assert sum(both) == 2

@@ -405,3 +405,12 @@ def test_a_training_that_ends_too_soon_says_so(compose: Any, tmp_path: Path) -> 
         "Remedies, in this order: a larger trainer.max_epochs, a smaller model.steady_kimg and model.fade_kimg"
     ]
     assert not model.grown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["label", "contrast", "slice"])
+def test_every_condition_trains(condition: str, compose: Any, tmp_path: Path) -> None:
+    model, rows = train(compose, tmp_path, f"model.condition={condition}", "trainer.max_epochs=1",
+                        "trainer.pictures=0", "data.contrasts=[T1,T2]")  # fmt: skip
+    assert rows
+    assert len(model.conditions()) > 1

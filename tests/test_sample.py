@@ -111,8 +111,11 @@ def test_temperature_towards_zero_is_the_likeliest_code(ckpt):
     ({"seed": -1}, "seed=-1: allowed: a whole number from 0 on"),
     ({"batch_size": 0}, "batch_size=0: allowed: a whole number from 1 on"),
     ({"format": "jpg"}, "--format=jpg: allowed: png, nifti, both"),
-    ({"options": {"temperature": 0.0}}, r"--temperature=0.0: allowed: above 0"),
-    ({"options": {"top_k": 0}}, r"--top-k=0: allowed: above 0"),
+    ({"options": {"temperature": 0.0}}, r"--temperature=0.0: allowed: a number above 0"),
+    ({"options": {"top_k": 0}}, r"--top-k=0: allowed: a number above 0"),
+    ({"options": {"temperature": float("nan")}}, r"--temperature=nan: allowed: a number above 0"),
+    ({"options": {"temperature": float("inf")}}, r"--temperature=inf: allowed: a number above 0"),
+    ({"seed": 2**63}, "seed=9223372036854775808: allowed: a whole number from 0 to"),
     ({"options": {"truncation": 0.5}}, "--truncation: PixelCNN has no such option; it takes temperature, top_k, noise"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(ckpt, tmp_path, arguments, message):
@@ -128,6 +131,19 @@ def test_other_settings_are_not_mixed_into_a_folder(ckpt, tmp_path):
     (tmp_path / RECORD).write_text("{")
     with pytest.raises(UserError, match="not readable; delete it"):
         sample(ckpt, 1, tmp_path)
+
+
+def test_a_refused_call_leaves_the_folder_free(ckpt, tmp_path):
+    with pytest.raises(UserError, match="top_k=1000: allowed"):
+        sample(ckpt, 1, tmp_path, options={"top_k": 1000})
+    sample(ckpt, 1, tmp_path, options={"top_k": 2})
+    assert (tmp_path / "sample_000000.png").exists()
+
+
+def test_a_stopped_call_may_go_on_in_smaller_batches(ckpt, tmp_path):
+    sample(ckpt, 2, tmp_path, batch_size=2)
+    sample(ckpt, 3, tmp_path, batch_size=1)
+    assert (tmp_path / "sample_000002.png").exists()
 
 
 def test_a_model_that_does_not_sample_is_refused(folder, tmp_path):

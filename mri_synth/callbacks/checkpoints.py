@@ -279,9 +279,10 @@ class StopCleanly(pl.Callback):
                           f"python -m mri_synth.run resume={self.checkpoints.folder}")  # fmt: skip
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Give the signals back, unless Lightning has: what it restores was there before its own, which we kept."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._ask:
+                signal.signal(number, handler)
         self._before = {}
 
 

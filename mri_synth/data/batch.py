@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -89,6 +93,39 @@ class Batch:
 
     def __len__(self) -> int:
         return self.image.shape[0]
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Several batches as one.
+
+        Args:
+            batches: at least one, all with the same fields.
+
+        Returns:
+            Their items, in order.
+        """
+        if len(batches) == 1:
+            return batches[0]
+        every = {a.name: [getattr(b, a.name) for b in batches] for a in fields(cls)}
+        joined: dict[str, Any] = {
+            name: None if values[0] is None
+            else torch.cat(values) if isinstance(values[0], Tensor) else tuple(chain(*values))
+            for name, values in every.items()
+        }  # fmt: skip
+        return cls(**joined)
+
+    def part(self, here: builtins.slice) -> Batch:
+        """Some items.
+
+        Args:
+            here: which.
+
+        Returns:
+            The same fields of them.
+        """
+        every = {a.name: getattr(self, a.name) for a in fields(self)}
+        cut: dict[str, Any] = {name: None if value is None else value[here] for name, value in every.items()}
+        return Batch(**cut)
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """Tensors moved as by `Tensor.to`."""

@@ -10,6 +10,8 @@ from torch.nn.functional import pixel_unshuffle
 
 DARK = -0.9
 """Below it a reconstruction may stand for a mean below black."""
+WEIGHED = -4.0
+"""Logarithm of the scale below which the mean's distance weighs no more: no noise would make it weigh infinitely."""
 LEAST = 1e-3
 """Standard deviation of noise, of a range of 2, that no image is said to be below."""
 
@@ -48,7 +50,8 @@ def noise_level(x_hat: Tensor, x: Tensor) -> Tensor:
 
     Noise of neighbouring pixels is independent and d has its deviation, while anatomy hardly shows in d, least of
     all where it is flat. The errors of a reconstruction are smooth or at edges and no part of it: the
-    whole residual would give a noise too strong, and grains along every edge.
+    whole residual would give a noise too strong, and grains along every edge. Noise that is smooth itself, of images
+    that were enlarged or are turned by augmentation, is taken for weaker than it is.
 
     Args:
         x_hat: (B, C, H, W) reconstruction in [-1, 1]; H and W even.
@@ -75,7 +78,7 @@ def noise_loss(x_hat: Tensor, mean: Tensor, log_scale: Tensor, x: Tensor) -> Ten
 
     `L = mean_CHW [x_hat < -0.9 ? -log p(x; m, s) : (x_hat - m)^2 / (2 s^2)] + mean_C (log s - log s*)^2 / 2`, p the
     censored normal distribution, which says how far below black m lies where it is dark, s* = `noise_level`; m alone
-    learns by the first term
+    learns by the first term, where s counts as at least e^WEIGHED
 
     Args:
         x_hat: (B, C, H, W) reconstruction in [-1, 1]; H and W even.
@@ -88,7 +91,7 @@ def noise_loss(x_hat: Tensor, mean: Tensor, log_scale: Tensor, x: Tensor) -> Ten
     """
     with torch.autocast(x.device.type, enabled=False):
         x_hat, mean, log_scale, x = (v.float() for v in (x_hat.detach(), mean, log_scale, x))
-        fixed = log_scale.detach()
+        fixed = log_scale.detach().clamp(min=WEIGHED)
         to_mean = 0.5 * (x_hat - mean).square() * torch.exp(-2 * fixed)
         dark = censored_nll(mean, fixed.expand_as(mean), x)
         of_mean = torch.where(x_hat < DARK, dark, to_mean).mean(dim=(1, 2, 3))

@@ -68,7 +68,8 @@ def load_model(path: Path) -> SynthModule:
         model.load_state_dict(content["state_dict"])
     except (ImportError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: made by {module}.{name} of mri_synth {content['mri_synth']['version']}, which does "
-                        f"not fit this version {__version__}: {str(error).splitlines()[0]}") from error  # fmt: skip
+                        f"not fit this version {__version__}: {' '.join(str(error).split())[:300]}. Train it again, or "
+                        "use the version that made it") from error  # fmt: skip
     return model.eval()
 
 

@@ -43,6 +43,6 @@ def report(model: SynthModule, counts: Tensor, split: str) -> Tensor:
         model.alarm(
             f"dead codebook: {usage:.1%} of the {len(counts)} codes are in use (perplexity {perplexity:.1f}) at step "
             f"{model.global_step}. Remedies, in this order: model.kmeans_init=true, model.revive_below=1.0, a lower "
-            "model.lr, a smaller model.codebook_size"
+            "model.lr, a smaller model.rate, a smaller model.codebook_size"
         )
     return everywhere

@@ -15,7 +15,7 @@ from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.draws import normal
 from mri_synth.models.base import SynthModule
 from mri_synth.models.schedule import WarmupCosine
-from mri_synth.models.turns import average_gradients, detached, follow, frozen
+from mri_synth.models.turns import average_buffers, average_gradients, detached, follow, frozen
 
 _EVALUATION, _FIXED = -1, 0
 """Epoch and seed of the noise of validation and test: an item has the same z whenever it is scored."""
@@ -165,9 +165,9 @@ class GANModule(SynthModule):
             every: steps between two of them (Karras et al. 2020, arXiv:1912.04958, appendix B).
 
         Returns:
-            False in evaluation.
+            True of the last of every so many steps, so that it may be one that is logged; False in evaluation.
         """
-        return self.training and self.global_step % every == 0
+        return self.training and (self.global_step + 1) % every == 0
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -196,6 +196,8 @@ class GANModule(SynthModule):
         losses: dict[str, Tensor] = {}
         for update in self.updates(parts):
             losses |= self._update(update)
+        if self.trainer.world_size > 1:
+            average_buffers([*self.generator_networks(), *self.discriminator_networks(), *(self.ema or [])])
         if (self.global_step + 1) % self.log_every_steps == 0:
             logged = {f"train/{k}": v for k, v in losses.items()}
             for name, optimizer in zip("dg", self.trainer.optimizers, strict=False):

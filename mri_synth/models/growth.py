@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
-import torch
-
-from mri_synth.data.batch import Batch
 from mri_synth.networks.progan import FIRST
 
 T = TypeVar("T")
@@ -135,37 +132,3 @@ def shares(items: int, minibatch: int, world: int, group: int) -> list[slice]:
     count = max(-(-items // max(minibatch // world, 1)), 1)
     bounds = sorted({0, *(items * i // count // group * group for i in range(1, count)), items})
     return [slice(a, b) for a, b in pairwise(bounds)]
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """What a GAN needs of several batches, as one.
-
-    Args:
-        batches: at least one.
-
-    Returns:
-        Images, indices, labels and contrasts.
-    """
-    if len(batches) == 1:
-        return batches[0]
-    labels = [b.label for b in batches if b.label is not None]
-    return Batch(
-        image=torch.cat([b.image for b in batches]),
-        index=torch.cat([b.index for b in batches]),
-        label=torch.cat(labels) if labels else None,
-        contrast=tuple(name for b in batches for name in b.contrast),
-    )
-
-
-def part(batch: Batch, here: slice) -> Batch:
-    """What a GAN needs of a part of a batch.
-
-    Args:
-        batch: any.
-        here: which items.
-
-    Returns:
-        Images, indices, labels and contrasts.
-    """
-    label = None if batch.label is None else batch.label[here]
-    return Batch(image=batch.image[here], index=batch.index[here], label=label, contrast=batch.contrast[here])

@@ -58,7 +58,8 @@ class PixelCNN(SynthModule):
     monitor: ClassVar[tuple[str, str]] = ("val/bits_per_code", "min")
     explained: ClassVar[dict[str, Any]] = {"bits_per_code": bits_per_code}
     protocols: ClassVar[dict[str, str]] = {
-        "bits_per_code": "exact: -log2 p of all codes of the image over their number; not comparable between codebooks",
+        "bits_per_code": "exact: -log2 p of all codes of the image over their number, given its model.condition if any"
+        "; not comparable between codebooks, nor between conditions",
         "bits_per_pixel": "the same bits over the number of pixels of the image; what the decoder loses is not in it",
     }
 
@@ -90,8 +91,11 @@ class PixelCNN(SynthModule):
         with torch.no_grad():
             _, rows, columns = self.first_stage.encode(blank).shape  # type: ignore[operator]
         self.grid = (rows, columns)
+        codes = int(self.first_stage.hparams["codebook_size"])
+        if top_k is not None and top_k > codes:
+            raise UserError(f"model.top_k={top_k}: allowed: null, or up to {codes}, the codes of the first stage")
         self.network = GatedPixelCNN(
-            int(self.first_stage.hparams["codebook_size"]), channels, layers, kernel_size, first_kernel, hidden,
+            codes, channels, layers, kernel_size, first_kernel, hidden,
             conditions=len(self.conditions()), dropout=dropout, position=self.grid if position else None,
         )  # fmt: skip
 

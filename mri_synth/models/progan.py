@@ -19,7 +19,7 @@ from mri_synth.losses import adversarial
 from mri_synth.losses.adversarial import GANLoss
 from mri_synth.models.conditions import Condition, view
 from mri_synth.models.gan import GANModule
-from mri_synth.models.growth import Growth, Phase, joined, part, shares
+from mri_synth.models.growth import Growth, Phase, shares
 from mri_synth.networks.conditional import some_label
 from mri_synth.networks.progan import FIRST, ProDiscriminator, ProGenerator, enlarged, halved, stages
 
@@ -190,7 +190,7 @@ class ProGAN(GANModule):
 
     def updates(self, parts: list[Batch]) -> Iterator[list[Batch]]:
         """The updates that this resolution's minibatch makes of a step's images, each of them at its own fade."""
-        whole, most = joined(parts), max(map(len, parts))
+        whole, most = Batch.join(parts), max(map(len, parts))
         optimizers, lr = self.trainer.optimizers, (self.hparams["lr_d"], self.hparams["lr_g"])
         minibatch, world = self.growth.minibatch[self.phase.stage], self.trainer.world_size
         for here in shares(len(whole), minibatch, world, self.hparams["group"]):
@@ -198,7 +198,7 @@ class ProGAN(GANModule):
             for optimizer, rate in zip(optimizers, lr, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * self.growth.lr_factor[phase.stage]
-            yield [part(whole, slice(at, min(at + most, here.stop))) for at in range(here.start, here.stop, most)]
+            yield [whole.part(slice(at, min(at + most, here.stop))) for at in range(here.start, here.stop, most)]
             self.seen += (here.stop - here.start) * world
             self.made += 1
             if (self.phase.stage, self.phase.fading) != (phase.stage, phase.fading):
@@ -280,7 +280,7 @@ class ProGAN(GANModule):
             losses["gp"] = adversarial.gradient_penalty(critic, image, fakes, share).mean()
             losses["drift"] = drift(real).mean()
             losses["loss"] = loss + h["gp_lambda"] * losses["gp"] + h["eps_drift"] * losses["drift"]
-        elif h["r1_gamma"] and self.made % h["r1_every"] == 0:
+        elif h["r1_gamma"] and (self.made + 1) % h["r1_every"] == 0:
             losses["r1"] = adversarial.r1(critic, image).mean()
             gamma = h["r1_gamma"] * (phase.resolution / self.spec.size) ** 2
             losses["loss"] = loss + h["r1_every"] * gamma * losses["r1"]

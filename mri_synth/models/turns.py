@@ -50,6 +50,23 @@ def average_gradients(optimizer: Optimizer) -> None:
 
 
 @torch.no_grad()
+def average_buffers(networks: Iterable[nn.Module]) -> None:
+    """Mean over all processes of what networks gather beside their parameters, such as the statistics of batch norm.
+
+    Args:
+        networks: the same in all processes.
+    """
+    buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
+    if not buffers:
+        return
+    flat = torch.cat([b.reshape(-1).float() for b in buffers])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for part, buffer in zip(flat.split([b.numel() for b in buffers]), buffers, strict=True):
+        buffer.copy_(part.view(buffer.shape))
+
+
+@torch.no_grad()
 def follow(averages: Sequence[nn.Module], networks: Sequence[nn.Module], decay: float) -> None:
     """Move averages of networks a little towards them; buffers, such as batch statistics, are copied.
 

@@ -27,7 +27,7 @@ class Quantized:
     """What a quantizer makes of z (B, D, H, W).
 
     Attributes:
-        z_q: (B, D, H, W) in z's dtype, the nearest codebook vectors; its gradient goes to z unchanged.
+        z_q: (B, D, H, W) in z's dtype, the chosen codebook vectors; its gradient goes to z unchanged.
         codes: (B, H, W) int64 in [0, codebook_size).
         commitment: (B,) float32, `mean_DHW (z - sg[e])^2`; its gradient goes to z.
     """
