@@ -76,16 +76,14 @@ class DAE(SynthModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Squared error of the image without what was put into it, and the share of that which is left in it.
 
-        `left = mean_B sum_CHW (x_hat - x)^2 / sum_CHW (x' - x)^2`, x' the image with foreign structures, of the
-        images that have some: 1 when nothing is taken off,
-        0 when all is and nothing else. In evaluation an item has the same structures every time.
+        `left = sum (x_hat - x)^2 / sum (x' - x)^2` over a batch, x' the image with foreign structures: 1 when nothing
+        is taken off, 0 when all is and nothing else. In evaluation an item has the same structures every time.
         """
         x = batch.image
         seed, when = (self.seed, self.global_step) if self.training else (_FIXED, _EVALUATION)
         seen = foreign_structures(x, self.hparams["structures"], seed, when, batch.index)
         x_hat = seen - self.network(seen)
-        rest, put_in = ((v - x).square().flatten(1).sum(1) for v in (x_hat.detach(), seen))
-        left = (rest / put_in.clamp(min=1e-6))[put_in > 1e-3].mean().nan_to_num(1.0)
+        left = (x_hat.detach() - x).square().sum() / (seen - x).square().sum().clamp(min=1e-6)
         error = mse(x_hat, x).mean()
         return {"loss": error, "mse": error, "left": left}
 

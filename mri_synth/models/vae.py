@@ -74,11 +74,11 @@ class VAE(SynthModule):
     }  # fmt: skip
 
     protocols: ClassVar[dict[str, str]] = {
-        "elbo": "lower bound on log p(x) under the likelihood on 256 levels, nats per image, one z for each: higher is "
+        "elbo": "lower bound on log p(x) under the likelihood on 256 levels, nats per image, one z each: higher is "
         "better; comparable between runs on the same data, size and likelihood",
-        "bits_per_dim": "upper bound on -log2 p(x) per pixel: the bound above, in bits; never beside the exact bits of a "
+        "bits_per_dim": "upper bound on -log2 p(x) per pixel: the bound above, in bits; not beside the exact bits of a "
         "PixelCNN",
-        "active_units": "latent numbers whose posterior mean varies by more than 0.01 over the split (Burda et al. 2016)",
+        "active_units": "latent numbers whose posterior mean has a variance above 0.01 (Burda et al. 2016)",
     }
 
     def __init__(
