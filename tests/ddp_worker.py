@@ -55,6 +55,9 @@ CASES: dict[str, list[str]] = {
                "model.n_critic=2", "model.spectral=true", "model.gan_loss=hinge", "model.betas=[0.5,0.9]",
                "model.lr_final=0.1", "trainer.accumulate=2", "trainer.gradient_clip=0.5", "trainer.max_epochs=3",
                *PIXELS],
+    # the default norm: each process has its own batches' statistics, and all must end with the same averages of them
+    "batchnorm": ["model=dcgan", "model.channels_g=8", "model.channels_d=8", "model.latent_dim=8",
+                  "trainer.max_epochs=2", *PIXELS],
     # a hinge leaves biases without a gradient while all verdicts lie within its margins
     "vqgan": ["model=vqgan", *VQVAE_SMALL, *STILL, "model.codebook_warmup=0", "model.d_width=8", "model.d_layers=2",
               "model.perceptual=none", "model.adversarial_start=0.25", "model.gan_loss=logistic",
@@ -146,7 +149,7 @@ def main(folder: Path) -> None:
 
     for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
         keep(case, play(case, folder / case, 2))
-    for case in ("vae", "pixelcnn", "encoder", "dcgan", "critic", "vqgan", "progan"):
+    for case in ("vae", "pixelcnn", "encoder", "dcgan", "critic", "batchnorm", "vqgan", "progan"):
         keep(case, play(case, folder / case, 2, first_stage=folder / "plain/best.ckpt"))
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))

@@ -43,7 +43,7 @@ def test_hand_worked_numbers(loss, logits, expected):
     assert loss(*maps).tolist() == pytest.approx([expected], abs=1e-6), "a map of equal logits is as one"
 
 
-@pytest.mark.parametrize("loss", {*adv.DISCRIMINATOR.values()}, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("loss", dict.fromkeys(adv.DISCRIMINATOR.values()), ids=lambda f: f.__name__)
 def test_a_map_counts_as_the_mean_of_its_places_and_images_do_not_mix(loss):
     real, fake = torch.randn(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
     each = torch.stack([loss(real[:, 0, i, j], fake[:, 0, i, j]) for i in range(2) for j in range(2)]).mean(0)
@@ -59,7 +59,9 @@ def test_the_logistic_loss_is_binary_cross_entropy():
     torch.testing.assert_close(adv.GENERATOR["bce"](fake).mean(), binary_cross_entropy_with_logits(fake, one))
 
 
-@pytest.mark.parametrize("loss", {*adv.DISCRIMINATOR.values(), *adv.GENERATOR.values()}, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "loss", dict.fromkeys([*adv.DISCRIMINATOR.values(), *adv.GENERATOR.values()]), ids=lambda f: f.__name__
+)
 def test_bfloat16_logits_are_taken_to_float32_first(loss):
     both = loss in adv.DISCRIMINATOR.values()
     logits = [torch.linspace(-9, 9, 64).view(4, 1, 4, 4).bfloat16() for _ in range(1 + both)]

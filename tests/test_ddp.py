@@ -132,7 +132,7 @@ def test_no_item_is_repeated_or_lost(result: Any, alone: Any) -> None:
         assert int(two["usage"].sum()) == 27 * 8 * 8  # every code of every validation slice, once
 
 
-@pytest.mark.parametrize("case", [*EQUAL, "moving", "unbroken", "resumed"])
+@pytest.mark.parametrize("case", [*EQUAL, "batchnorm", "moving", "unbroken", "resumed"])
 def test_processes_never_drift_apart(case: str, result: Any) -> None:
     first, second = (result(case, rank)["weights"] for rank in range(2))
     assert all(torch.equal(v, second[k]) for k, v in first.items())

@@ -100,6 +100,12 @@ def test_resume_names_what_is_missing(tmp_path, compose):
         run(compose(f"resume={tmp_path}"), tmp_path, [])
 
 
+def test_a_run_that_is_over_leaves_signals_as_they_were(tmp_path, compose):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    run(compose(*SMALL, "trainer.max_steps=2"), tmp_path, SMALL)
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
+
+
 def test_a_checkpoint_is_never_half_written(tmp_path, compose, monkeypatch):
     def full(self, path, *args, **kwargs):
         Path(path).write_bytes(b"half")

@@ -66,13 +66,16 @@ class SynthModule(pl.LightningModule):
     # -- what a method says --------------------------------------------------------------------------------------
 
     @staticmethod
-    def needs() -> type[Images]:
+    def needs(condition: conditions.Condition = "none") -> type[Images]:
         """The view of the data that the method trains on; may depend on constructor arguments, which it then takes.
+
+        Args:
+            condition: what samples can be asked for, of methods that have such an argument.
 
         Returns:
             One of the classes in `mri_synth.data.views`.
         """
-        return Images
+        return conditions.view(condition)
 
     @staticmethod
     def refuses() -> str:

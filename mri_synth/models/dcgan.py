@@ -9,13 +9,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from mri_synth.data.batch import Batch, DataSpec
-from mri_synth.data.views import Images
 from mri_synth.diffaugment import DiffAugment, Policy
 from mri_synth.draws import normal
 from mri_synth.errors import UserError
 from mri_synth.losses import adversarial
 from mri_synth.losses.adversarial import GANLoss
-from mri_synth.models.conditions import Condition, view
+from mri_synth.models.conditions import Condition
 from mri_synth.models.gan import GANModule
 from mri_synth.networks.conditional import some_label
 from mri_synth.networks.dcgan import Discriminator, Generator, Norm
@@ -91,18 +90,6 @@ class DCGAN(GANModule):
         formulas: dict[str, Any] = {"d_loss": adversarial.DISCRIMINATOR[gan_loss], "d_r1": adversarial.r1}
         self.explained = formulas | {"g_loss": adversarial.GENERATOR[gan_loss]}  # type: ignore[misc]
         self.start_ema()
-
-    @staticmethod
-    def needs(condition: Condition) -> type[Images]:  # type: ignore[override]
-        """Labelled images when it is conditioned on labels.
-
-        Args:
-            condition: what samples can be asked for.
-
-        Returns:
-            The view.
-        """
-        return view(condition)
 
     @staticmethod
     def refuses(size: int) -> str:  # type: ignore[override]

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.codes import codes_of
-from mri_synth.data.views import Images
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
 from mri_synth.losses.code import bits_per_code
 from mri_synth.models import first_stage as stage
 from mri_synth.models.base import SynthModule
-from mri_synth.models.conditions import Condition, view
+from mri_synth.models.conditions import Condition
 from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks.pixelcnn import GatedPixelCNN
 from mri_synth.networks.pixelcnn_sampler import sample_codes
@@ -98,18 +97,6 @@ class PixelCNN(SynthModule):
             codes, channels, layers, kernel_size, first_kernel, hidden,
             conditions=len(self.conditions()), dropout=dropout, position=self.grid if position else None,
         )  # fmt: skip
-
-    @staticmethod
-    def needs(condition: Condition) -> type[Images]:  # type: ignore[override]
-        """Labelled images when it is conditioned on labels.
-
-        Args:
-            condition: what samples can be asked for.
-
-        Returns:
-            The view.
-        """
-        return view(condition)
 
     @staticmethod
     def problems(arguments: dict[str, Any]) -> list[str]:

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from mri_synth.data.batch import Batch, DataSpec
-from mri_synth.data.views import Images
 from mri_synth.diffaugment import DiffAugment, Policy
 from mri_synth.draws import normal, uniform
 from mri_synth.errors import UserError
 from mri_synth.losses import adversarial
 from mri_synth.losses.adversarial import GANLoss
-from mri_synth.models.conditions import Condition, view
+from mri_synth.models.conditions import Condition
 from mri_synth.models.gan import GANModule
 from mri_synth.models.growth import Growth, Phase, shares
 from mri_synth.networks.conditional import some_label
@@ -127,18 +126,6 @@ class ProGAN(GANModule):
             blank = torch.zeros(KEPT, channels, FIRST << stage, FIRST << stage, dtype=torch.uint8)
             self.register_buffer(f"kept_{FIRST << stage}", blank)
         self.start_ema()
-
-    @staticmethod
-    def needs(condition: Condition) -> type[Images]:  # type: ignore[override]
-        """Labelled images when it is conditioned on labels.
-
-        Args:
-            condition: what samples can be asked for.
-
-        Returns:
-            The view.
-        """
-        return view(condition)
 
     @staticmethod
     def refuses(size: int) -> str:  # type: ignore[override]
