@@ -16,7 +16,7 @@ from mri_synth.trainer import Layout
 
 
 def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[str, float | int | str]:
-    """Run a few steps, print sizes, parameters, memory, step time and hours.
+    """Run a few steps, where they cost most, print sizes, parameters, memory, step time and hours.
 
     Args:
         data: set up.
@@ -32,6 +32,7 @@ def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[s
     clock = _Clock()
     trainer.callbacks[:] = [*(c for c in trainer.callbacks if isinstance(c, Layout)), clock]  # type: ignore[attr-defined]
     trainer.fit_loop.max_epochs = 1
+    where = model.go_to_costliest()
     trainer.fit(model, datamodule=data)
     steps = epochs * -(-len(data.train_dataloader()) // trainer.accumulate_grad_batches)
     steps = min(steps, model.max_steps or steps)
@@ -44,12 +45,15 @@ def plan(data: MRIDataModule, model: SynthModule, trainer: pl.Trainer) -> dict[s
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(trainer.strategy.root_device),
         "precision": trainer.precision,
+        **({"timed at": where} if where else {}),
         "seconds per batch": round(step, 4),
         "images per second": round(len(batch) / step, 1),
         "seconds per validation batch": round(clock.validation, 4),
         "peak memory MiB": round(peak_memory(model) / 2**20),
         "steps": steps,
-        "hours": round((steps * trainer.accumulate_grad_batches * step + validations * clock.validation) / 3600, 3),
+        "hours at most" if where else "hours": round(
+            (steps * trainer.accumulate_grad_batches * step + validations * clock.validation) / 3600, 3
+        ),
     }
     table = Table("plan", "", title=type(model).__name__)
     for name, value in facts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mri_synth.callbacks.loggers import TidyCSV
+from mri_synth.config import check
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.draws import normal
-from mri_synth.errors import UserError
+from mri_synth.errors import ConfigError, UserError
 from mri_synth.losses.adversarial import logistic_discriminator, logistic_generator, r1
 from mri_synth.models.dcgan import DCGAN
 from mri_synth.models.gan import GANModule
 from mri_synth.models.turns import frozen
-from mri_synth.run import build
+from mri_synth.run import build, run
 from mri_synth.trainer import make_trainer
 
 
@@ -218,6 +220,14 @@ def test_each_side_is_clipped_after_it_was_unscaled(tmp_path: Path) -> None:
     assert max(before for before, _ in found["32"]) > 0.02
 
 
+def test_a_warm_up_of_both_rates_where_a_method_has_one(tmp_path: Path) -> None:
+    model = toy(lr_final=0.1)
+    model.hparams["warmup_steps"] = 99  # at most a tenth of all
+    fit(model, batches(*[4] * 10), tmp_path, epochs=2)
+    assert [v for _, v in rows(tmp_path, "train/lr_g")][:3] == pytest.approx([0.005, 0.01, 0.01])
+    assert [v for _, v in rows(tmp_path, "train/lr_d")][:3] == pytest.approx([0.01, 0.02, 0.02])
+
+
 class Scheduled(Toy):
     """One schedule by steps, one by epochs."""
 
@@ -390,7 +400,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_on_either_side(
         return {k: v * factor for k, v in losses(self, batch, fakes).items()}
 
     monkeypatch.setattr(Toy, side, planted)
-    with pytest.raises(UserError, match="not finite at step 2"):
+    with pytest.raises(UserError, match=r"not finite at step 2 .* order: a lower model\.lr_g and model\.lr_d, trainer"):
         fit(toy(), batches(4, 4, 4), tmp_path)
 
 
@@ -493,6 +503,72 @@ def test_conditions_reach_both_networks(condition: Any, names: tuple[str, ...]) 
         assert len(set(model.discriminator(x, label).tolist())) == 3
         losses = model.losses(batch)
     assert all(torch.isfinite(v) for v in losses.values())
+
+
+def test_vectors_of_seeds_are_what_samples_are_made_of_whatever_is_asked_for() -> None:
+    plain, model = small(pixel_noise=True).eval(), small(condition="label", pixel_noise=True).eval()
+    seeds = torch.arange(12)
+    with torch.no_grad():
+        assert plain.latent(seeds).shape == (12, 8 + 32**2)
+        z = model.latent(seeds)
+        assert z.shape == (12, 8 + 32**2 + 1)
+        torch.testing.assert_close(z[:, :-1], plain.latent(seeds))
+        chosen = (torch.special.ndtr(z[:, -1]) * 2).long()
+        assert {0, 1} == set(chosen.tolist()), "the last number is the class, where none is asked for"
+        for label, truncation in ((None, 1.0), (torch.full((12,), -1), 0.5), (torch.arange(12) % 3 - 1, 1.0)):
+            made = model.sample(seeds, label, truncation=truncation)
+            assert torch.equal(model.from_latent(z, label, truncation=truncation), made)
+            asked = chosen if label is None else torch.where(label >= 0, label, chosen)
+            assert torch.equal(model.sample(seeds, asked, truncation=truncation), made)
+
+
+def test_r1_is_of_augmented_images_and_their_gradient_at_the_images_before() -> None:
+    """D is the sum of the pixels: its slope at an image moved out of the frame in part is 1 where it stayed, else 0."""
+    model = small(augment=["translation"], r1_gamma=1.0, r1_every=1).train()
+    model.discriminator.forward = lambda x, label: x.sum((1, 2, 3))  # type: ignore[method-assign]
+    x = torch.zeros(64, 1, 32, 32)
+    batch = Batch(image=x, index=torch.arange(64))
+    losses = model.discriminator_losses(batch, x)
+    inside = model.augmented(x, batch, 0) == 0  # air, at -1, came in where it is not
+    assert 0.7 < inside.float().mean() < 0.95
+    assert float(losses["r1"]) == pytest.approx(0.5 * float(inside.sum((1, 2, 3)).float().mean()))
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["model.norm_d=batch"], r"model\.norm_d=batch: R1 is of each image's own logit, .* give model\.r1_gamma=0, or"),
+    (["model.gan_loss=wgan"], r"model\.gan_loss=wgan: the slope .* has no gradient penalty; give model\.spectral=true"),
+])  # fmt: skip
+def test_penalties_that_are_none_are_refused(words: list[str], message: str, compose: Any) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(compose("model=dcgan", *words))
+
+
+@pytest.mark.parametrize("words", [
+    ["model.norm_d=batch", "model.r1_gamma=0"], ["model.gan_loss=wgan", "model.spectral=true"],
+    ["experiment=seed_004_dcgan"],
+])  # fmt: skip
+def test_what_needs_no_such_penalty_is_not(words: list[str], compose: Any, tmp_path: Path) -> None:
+    check(compose("model=dcgan", f"+data.root={tmp_path}" if "experiment" in words[0] else "seed=0", *words))
+
+
+@pytest.mark.slow
+def test_a_tested_checkpoint_has_the_distance_of_its_samples(compose: Any, tmp_path: Path) -> None:
+    words = [*SMALL, "trainer.max_epochs=1", "samples=16", "features=[pixels]"]
+    assert run(compose(*words), tmp_path / "fit", words) is not None
+    again = [*words, "task=test", f"ckpt={tmp_path / 'fit/best.ckpt'}"]
+    value = run(compose(*again), tmp_path / "test", again)
+    results = json.loads((tmp_path / "test/results.json").read_text())
+    assert value == results["generation"]["kid"]["value"] == results["metrics"]["test/kid"]
+    assert run(compose(*again, "samples=0"), tmp_path / "none", again) is None
+
+
+def test_the_published_report_is_not_moved_by_our_defaults(compose: Any, tmp_path: Path) -> None:
+    chosen = dict(compose("model=dcgan", f"+data.root={tmp_path}", "experiment=seed_004_dcgan").model)
+    assert set(chosen) == set(compose("model=dcgan").model)
+    chosen.pop("_target_")
+    generator = DCGAN(DataSpec(size=128), **chosen).generator
+    assert [type(m) for m in generator.layers[:4]] == [nn.BatchNorm2d, nn.LeakyReLU, nn.Upsample, nn.Conv2d]
+    assert (generator.draws, generator.scanner) == (100, None)
 
 
 def test_labels_for_an_unconditional_model_are_refused() -> None:

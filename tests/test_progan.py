@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ import torch.nn.functional as F
 from mri_synth import config
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.errors import ConfigError, UserError
+from mri_synth.losses.adversarial import drift
 from mri_synth.models.checkpoint import load_model
 from mri_synth.models.growth import Growth, Phase, each, shares
-from mri_synth.models.progan import ProGAN, drift
+from mri_synth.models.progan import ProGAN
 from mri_synth.networks import progan as net
 from mri_synth.networks.progan import EqualizedConv2d, EqualizedLinear, ProDiscriminator, ProGenerator
-from mri_synth.run import build
+from mri_synth.run import build, run
 
 SMALL: dict[str, Any] = {
     "latent_dim": 4, "fmap_base": 32, "fmap_max": 4, "fade_kimg": [1.0], "steady_kimg": [1.0],
@@ -253,6 +255,28 @@ def test_samples_have_full_size_at_every_stage() -> None:
         model.sample(seeds, torch.zeros(3, dtype=torch.int64))
 
 
+def test_vectors_of_seeds_are_what_samples_are_made_of_at_every_stage() -> None:
+    model = ProGAN(DataSpec(size=16, classes=("none", "tumour")), **SMALL, condition="label").eval()
+    seeds, label = torch.arange(6), torch.tensor([0, 1, -1, 0, 1, -1])
+    z = model.latent(seeds)
+    assert z.shape == (6, 4 + 1)
+    for seen in (0, 1500, 2500, 5000):
+        model.seen = seen
+        for asked in (None, label):
+            made = model.sample(seeds, asked, truncation=0.7)
+            assert torch.equal(model.from_latent(z, asked, truncation=0.7), made)
+        assert torch.equal(made[[2, 5]], model.sample(seeds, truncation=0.7)[[2, 5]])
+
+
+def test_pictures_are_of_the_classes_of_their_items() -> None:
+    model = ProGAN(DataSpec(size=8, classes=("none", "tumour")), **SMALL, condition="label").eval()
+    model.seen = 5000
+    labels = torch.tensor([1, 0, 1])
+    rows = model.visuals(Batch(image=torch.zeros(3, 1, 8, 8), index=torch.arange(3), label=labels))
+    assert torch.equal(rows["sample (8x8)"], model.sample(torch.arange(3), labels))
+    assert not torch.equal(rows["sample (8x8)"], model.sample(torch.arange(3), 1 - labels))
+
+
 def test_the_average_starts_anew_with_every_stage() -> None:
     model = ProGAN(DataSpec(size=16), **SMALL)
     decays = []
@@ -340,6 +364,42 @@ def test_a_run_grows_as_the_schedule_says(whole: Any) -> None:
     assert model.began == 11
     assert model.grown
     assert load_model(folder / "last.ckpt").phase == Phase(2)
+
+
+@pytest.mark.slow
+def test_compiled_networks_switch_stages_and_keep_their_names(
+    whole: Any, compose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, original, made = [], torch.nn.Module.compile, Counter[str]()
+
+    def backend(graph: Any, example: Any) -> Any:
+        made["graphs"] += 1
+        return graph.forward
+
+    def quick(self: torch.nn.Module) -> None:
+        compiled.append(type(self).__name__)
+        original(self, backend=backend)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quick)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    _, rows = train(compose, tmp_path, "trainer.compile=true", "trainer.pictures=0")
+    assert {"ProGenerator", "ProDiscriminator"} <= set(compiled)
+    assert made["graphs"] >= 10, "one of each network and phase at least"
+    assert [row[2] for row in rows] == [row[2] for row in whole[2]]
+    saved, plain = (torch.load(f / "last.ckpt", weights_only=True)["state_dict"] for f in (tmp_path, whole[0]))
+    assert saved.keys() == plain.keys()
+    assert load_model(tmp_path / "last.ckpt").phase == Phase(2)
+    for key in ("generator.dense.weight", "generator.up.1.weight", "discriminator.down.1.weight"):
+        torch.testing.assert_close(saved[key], plain[key], rtol=0.05, atol=0.05)
+
+
+@pytest.mark.slow
+def test_a_plan_is_of_the_last_stage(compose: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(compose(*RUN, "task=plan"), tmp_path / "plan", RUN) is None
+    text = capsys.readouterr().out
+    assert "16x16, the last stage" in text
+    assert "hours at most" in text
 
 
 @pytest.mark.slow

@@ -193,7 +193,7 @@ def test_features_of_an_encoder_serve_as_perceptual_loss(encoder_file) -> None:
     assert torch.isfinite(x_hat.grad).all()
     assert x_hat.grad.abs().max() > 0
     with pytest.raises(UserError, match=r"trained on images of .* \(1, 32\), and these are \(1, 64\)"):
-        Perceptual("encoder", "vgg16", str(encoder_file), DataSpec(size=64))
+        Perceptual("encoder", "vgg16", str(encoder_file), DataSpec(size=64))(x, x)
 
 
 def test_nothing_of_the_perceptual_network_is_kept_or_trained(encoder_file) -> None:
@@ -203,8 +203,8 @@ def test_nothing_of_the_perceptual_network_is_kept_or_trained(encoder_file) -> N
     assert losses["perceptual"] > 0
     losses["loss"].backward()
     assert set(model.state_dict()) == names
-    assert model._perceptual is not None
-    assert all(p.grad is None for p in model._perceptual.network.parameters())
+    assert model.perceptual.network is not None
+    assert all(p.grad is None for p in model.perceptual.network.parameters())
 
 
 # -- the adaptive weight ----------------------------------------------------------------------------------------------
@@ -339,13 +339,13 @@ def test_all_options_train_together(compose, tmp_path) -> None:
 
 def test_weights_and_codebook_are_averaged_with_one_decay() -> None:
     model = attached(small(ema_decay=0.5), step=90)
-    before = copy.deepcopy(model.averaged)
+    before = copy.deepcopy(model.parts)
     model.generate(images())  # moves the codebook
     with torch.no_grad():
         for p in model.generator.parameters():
             p.add_(0.25)
     model._average()
-    now, kept = model.generator, model.averaged
+    now, kept = model.generator, model.parts
     assert (now.quantizer.embedding - before.quantizer.embedding).abs().max() > 1e-4
     half = (before.quantizer.embedding + now.quantizer.embedding) / 2
     torch.testing.assert_close(kept.quantizer.embedding, half)
@@ -370,7 +370,7 @@ def test_codes_and_reconstructions_are_those_of_the_averages(trained) -> None:
         torch.testing.assert_close(drawn[1:2], noisy.draw(codes[1:2], torch.tensor([1])), atol=1e-5, rtol=0)
     alone = small(ema_decay=0.0)
     assert alone.ema is None
-    assert alone.averaged is alone.generator
+    assert alone.parts is alone.generator
 
 
 def test_a_prior_is_trained_on_its_codes_unchanged(trained, compose, tmp_path) -> None:

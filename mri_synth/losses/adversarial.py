@@ -139,8 +139,9 @@ def r1(critic: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
     `R1 = |grad_x D(x)|^2 / 2` (Mescheder et al. 2018, arXiv:1801.04406, eq. 9), to be weighted by gamma
 
     Args:
-        critic: the discriminator; give `discriminator.forward` where it may be compiled, which allows one derivative
-            only. A sum over the logits of a map is taken.
+        critic: the discriminator, without batch norm, which would mix images; give `discriminator.forward` where it
+            may be compiled, which allows one derivative only. A sum over the logits of a map is taken. One that also
+            augments is penalised at augmented images, by the gradient at the images before (Karras et al. 2020).
         real: (B, C, H, W).
 
     Returns:
@@ -167,6 +168,20 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     between = torch.lerp(fake.detach().float(), real.float(), share.view(-1, 1, 1, 1))
     length: Tensor = torch.linalg.vector_norm(_gradient(critic, between), dim=1)
     return (length - 1).square()
+
+
+def drift(real: Tensor) -> Tensor:
+    """Squared value of real images, which keeps the values of WGAN-GP from drifting away.
+
+    `drift = D(x)^2`, to be weighted by eps_drift = 0.001 (Karras et al. 2018, arXiv:1710.10196, appendix A.1)
+
+    Args:
+        real: (B,) values of real images.
+
+    Returns:
+        (B,) float32, at least 0.
+    """
+    return real.float().square()
 
 
 def _gradient(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from mri_synth.data.batch import DataSpec
 from mri_synth.errors import UserError
 from mri_synth.metrics.lpips import LPIPS, lpips
 
+log = logging.getLogger(__name__)
+
 Choice = Literal["auto", "lpips", "encoder", "none"]
 Net = Literal["vgg16", "alexnet"]
 LEAST: dict[Net, int] = {"vgg16": 16, "alexnet": 31}
@@ -23,29 +26,55 @@ LEAST: dict[Net, int] = {"vgg16": 16, "alexnet": 31}
 class Perceptual:
     """A frozen network and the loss in its features. No module: nothing of it is trained, or kept in checkpoints.
 
+    The network is loaded when a distance is first asked for: codes and images of a checkpoint do without.
+
     Args:
-        choice: "lpips" or "encoder".
+        choice: "lpips", "encoder", "none", or "auto", which is one of these by what is here; the log says which.
         net: of LPIPS.
         encoder: checkpoint of a feature encoder.
         spec: of the images.
 
-    Raises:
-        UserError: the weights are not here, or the encoder does not fit the images.
+    Attributes:
+        choice: never "auto".
+        network: None until it is loaded.
     """
 
     def __init__(self, choice: Choice, net: Net, encoder: str | None, spec: DataSpec) -> None:
-        self.network: nn.Module = LPIPS(net) if choice == "lpips" else _encoder(Path(str(encoder)), spec)
-        self.network.requires_grad_(False).eval()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.choice, why = resolved(choice, net, spec.size)
+        if why:
+            log.log(logging.INFO if self.choice != "none" else logging.WARNING, why)
+        self.net, self.encoder, self.spec = net, encoder, spec
+        self.network: nn.Module | None = None
         self._device = torch.device("cpu")
 
     def __call__(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Distances (B,) float32 of x_hat from x, both (B, C, H, W) in [-1, 1], differentiable in x_hat."""
+        """Distances (B,) float32 of x_hat from x, both (B, C, H, W) in [-1, 1], differentiable in x_hat.
+
+        A UserError says so where the weights are not here, or the encoder does not fit the images.
+        """
+        if self.network is None:
+            self.network = LPIPS(self.net) if self.choice == "lpips" else _encoder(Path(str(self.encoder)), self.spec)
+            self.network.requires_grad_(False).eval()
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if x.device != self._device:
             self.network, self._device = self.network.to(x.device), x.device
         if isinstance(self.network, LPIPS):
             return lpips(x_hat.float(), x.float(), self.network)
         return feature_distance(x_hat, x, self.network.feature_maps)  # type: ignore[arg-type]
+
+    def same_as(self, there: Choice) -> None:
+        """A resumed run keeps its loss, whatever "auto" means by now.
+
+        Args:
+            there: the choice that a checkpoint was trained with.
+
+        Raises:
+            UserError: it is another one than here.
+        """
+        if there != self.choice:
+            get = f"; its weights: mri-synth weights get lpips_{self.net}" * (there == "lpips")
+            raise UserError(f"this run was trained with model.perceptual={there}, and here it would go on with "
+                            f"{self.choice}: give model.perceptual={there}{get}")  # fmt: skip
 
 
 def feature_distance(x_hat: Tensor, x: Tensor, maps: Callable[[Tensor], list[Tensor]]) -> Tensor:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.diffaugment import DiffAugment, Policy
-from mri_synth.draws import normal
-from mri_synth.errors import UserError
 from mri_synth.losses import adversarial
 from mri_synth.losses.adversarial import GANLoss
+from mri_synth.losses.grain import black_loss, grain_loss
 from mri_synth.models.conditions import Condition
 from mri_synth.models.gan import GANModule
-from mri_synth.networks.conditional import some_label
+from mri_synth.models.latent import FromLatent
 from mri_synth.networks.dcgan import Discriminator, Generator, Norm
 
 NonNegative = Annotated[float, Ge(0)]
@@ -25,7 +24,7 @@ PositiveInt = Annotated[int, Ge(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
 
-class DCGAN(GANModule):
+class DCGAN(FromLatent, GANModule):
     """Latent numbers to images by convolutions, against a convolutional discriminator.
 
     Args:
@@ -38,7 +37,8 @@ class DCGAN(GANModule):
         norm_d: of the discriminator.
         spectral: spectral norm of the discriminator's layers.
         leak_g: slope of the generator's activations below 0; 0 is ReLU.
-        pixel_noise: the generator gets a number per pixel beside z, for the noise of the scanner.
+        pixel_noise: the generator gets a number per pixel beside z, for the noise of the scanner, whose strength it
+            finds.
         condition: what a sample can be asked for: "none", the image's "label", its "contrast", or the place of its
             "slice".
         gan_loss: logistic (another name of it: bce), hinge, lsgan or wgan.
@@ -62,11 +62,11 @@ class DCGAN(GANModule):
         channels_g: Annotated[int, Ge(4)] = 32,
         channels_d: Annotated[int, Ge(4)] = 32,
         most_channels: Annotated[int, Ge(4)] = 512,
-        norm_g: Norm = "batch",
+        norm_g: Norm = "group",
         norm_d: Norm = "none",
         spectral: bool = False,
         leak_g: Annotated[float, Ge(0), Lt(1)] = 0.0,
-        pixel_noise: bool = False,
+        pixel_noise: bool = True,
         condition: Condition = "none",
         gan_loss: GANLoss = "logistic",
         r1_gamma: NonNegative = 0.1,
@@ -86,115 +86,71 @@ class DCGAN(GANModule):
         self.generator = Generator(
             channels, size, latent_dim, channels_g, most_channels, norm_g, classes, pixel_noise, leak_g)  # fmt: skip
         self.discriminator = Discriminator(channels, size, channels_d, most_channels, norm_d, spectral, classes)
+        self.draws, self.truncated = self.generator.draws, latent_dim
         self.augment = DiffAugment(augment or [], augment_strength, augment_adaptive)
         formulas: dict[str, Any] = {"d_loss": adversarial.DISCRIMINATOR[gan_loss], "d_r1": adversarial.r1}
         self.explained = formulas | {"g_loss": adversarial.GENERATOR[gan_loss]}  # type: ignore[misc]
         self.start_ema()
 
     @staticmethod
-    def refuses(size: int) -> str:  # type: ignore[override]
-        """Why images of a size cannot be made.
-
-        Args:
-            size: image side, pixels.
-
-        Returns:
-            The reason with the way out; "" when they can.
-        """
-        if size >= 8 and size & (size - 1) == 0:
-            return ""
-        near = min((8, 16, 32, 64, 128, 256, 512), key=lambda s: abs(s - size))
-        return f"doubles from 4 pixels on, and data.size={size} is no power of 2 from 8 on; try data.size={near}"
+    def problems(arguments: dict[str, Any]) -> list[str]:
+        """What is wrong beyond types and ranges: penalties that are none, and a critic without bounds."""
+        found = []
+        if arguments.get("norm_d") == "batch" and arguments.get("r1_gamma", 0.1):
+            found.append("model.norm_d=batch: R1 is of each image's own logit, and batch norm makes a logit of all "
+                         "images of a batch; give model.r1_gamma=0, or model.norm_d=group")  # fmt: skip
+        if arguments.get("gan_loss") == "wgan" and not arguments.get("spectral"):
+            found.append("model.gan_loss=wgan: the slope of its critic must be bounded, and DCGAN has no gradient "
+                         "penalty; give model.spectral=true, another model.gan_loss, or model=progan, which has "
+                         "one")  # fmt: skip
+        return found
 
     def generate(self, batch: Batch) -> Tensor:
         """Images (B, C, H, W) of the batch's noise, of its classes."""
-        out: Tensor = self.acting()(self.noise(batch, self.generator.draws), self.condition(batch))
-        return out
+        return self.images(self.acting(), self.noise(batch, self.draws), self.condition(batch))
 
     def discriminator_losses(self, batch: Batch, fakes: Tensor) -> dict[str, Tensor]:
         """Real against generated, and in training R1 every `r1_every` steps.
 
-        `L_D + r1_gamma R1`
+        `L_D + r1_gamma R1`, both of what augmentation makes of the images; R1's gradient is at the image before it (as
+        in the code of Karras et al. 2020, arXiv:2006.06676)
         """
         h, label = self.hparams, self.condition(batch)
-        images = self._augmented(batch.image, batch, 0)
-        real, fake = self._judge(images, self._augmented(fakes, batch, 1), label)
+        real, fake = self._judged(self.augmented(batch.image, batch, 0), self.augmented(fakes, batch, 1), label)
         losses = {"loss": adversarial.DISCRIMINATOR[h["gan_loss"]](real, fake).mean()}
         losses |= {"real": real.mean(), "fake": fake.mean()}
-        if self.training and self.augment.adaptive is not None:
-            self.augment.adaptive.observe(real, 0.5 if h["gan_loss"] == "lsgan" else 0.0)
+        self.observe(real)
         if h["r1_gamma"] and self.due(h["r1_every"]):
-            losses["r1"] = adversarial.r1(lambda x: self.discriminator.forward(x, label), images).mean()
+
+            def critic(x: Tensor) -> Tensor:  # not by a call, which may be compiled and then has one derivative only
+                return self.discriminator.forward(self.augmented(x, batch, 0), label)
+
+            losses["r1"] = adversarial.r1(critic, batch.image).mean()
             losses["loss"] = losses["loss"] + h["r1_every"] * h["r1_gamma"] * losses["r1"]
         return losses
 
     def generator_losses(self, batch: Batch, fakes: Tensor) -> dict[str, Tensor]:
-        """What the updated discriminator says of the same images.
+        """What the updated discriminator says of the same images; with pixel noise, what its level and depth learn by.
 
-        `L_G`
+        `L_G`; `noise` and `depth` are s and k of the `Scanner`
         """
-        logits = self.discriminator(self._augmented(fakes, batch, 2), self.condition(batch))
-        return {"loss": adversarial.GENERATOR[self.hparams["gan_loss"]](logits).mean()}
+        logits = self.discriminator(self.augmented(fakes, batch, 2), self.condition(batch))
+        losses = {"loss": adversarial.GENERATOR[self.hparams["gan_loss"]](logits).mean()}
+        scanner: Any = self.acting().scanner
+        if scanner is not None:
+            noise = grain_loss(scanner.log_level, fakes, batch.image) + black_loss(scanner.depth, fakes, batch.image)
+            losses["loss"] = losses["loss"] + (noise - noise.detach()).mean()  # their gradients; values mean nothing
+            losses |= {"noise": scanner.level.mean(), "depth": scanner.deviations.mean()}
+        return losses
 
-    def _judge(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _judged(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits of both; in one pass unless a batch norm would mix them."""
         if self.hparams["norm_d"] == "batch":
             return self.discriminator(real, label), self.discriminator(fake, label)
         both = self.discriminator(torch.cat([real, fake]), None if label is None else label.repeat(2))
         return both[: len(real)], both[len(real) :]
 
-    def _augmented(self, images: Tensor, batch: Batch, use: int) -> Tensor:
-        """As the discriminator sees them in training; in evaluation as they are."""
-        if not self.training:
-            return images
-        out: Tensor = self.augment(images, self.seed, self.global_step, batch.index, use)
-        return out
-
-    def end_step(self) -> None:
-        """The adaptive strength follows what the discriminator said."""
-        if self.augment.adaptive is not None:
-            self.augment.adaptive.adjust(self.global_step)
-
-    def sample(self, seeds: Tensor, label: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
-        """Images of draws from the prior, by the averaged generator.
-
-        Args:
-            seeds: (n,) int64; one seed gives one image.
-            label: (n,) int64, index into `conditions()`; -1 or None: any.
-            truncation: factor on z; below 1 images are more alike and nearer the typical one.
-
-        Returns:
-            (n, C, H, W) float32 in [-1, 1].
-
-        Raises:
-            UserError: labels for a model without conditions.
-        """
-        classes = len(self.conditions())
-        seeds = seeds.to(self.device)
-        asked = some_label(label, seeds, classes) if classes else label
-        return self.from_latent(self.latent(seeds), asked, truncation=truncation)
-
-    def latent(self, seeds: Tensor) -> Tensor:
-        """Standard normal numbers of seeds: z, and the pixel noise after it where there is some."""
-        return normal(0, 0, seeds.to(self.device), self.generator.draws)
-
-    def from_latent(self, z: Tensor, label: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
-        """Images of latent vectors, by the averaged generator.
-
-        Args:
-            z: (n, D) as `latent` makes them.
-            label: (n,) int64, index into `conditions()`; -1 or None: between the classes.
-            truncation: factor on z, not on the pixel noise.
-
-        Returns:
-            (n, C, H, W) float32 in [-1, 1].
-
-        Raises:
-            UserError: labels for a model without conditions.
-        """
-        if label is not None and not self.conditions():
-            raise UserError("this DCGAN was trained without labels (model.condition=none): ask for none")
-        length = self.generator.latent_dim
-        network: Any = self.generator if self.ema is None else self.ema[0]
-        out: Tensor = network(torch.cat([truncation * z[:, :length], z[:, length:]], 1), label)
+    def images(self, network: Any, z: Tensor, label: Tensor | None) -> Tensor:
+        """What a generator makes of latent numbers."""
+        out: Tensor = network(z, label)
         return out

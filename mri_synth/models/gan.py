@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.diffaugment import DiffAugment
 from mri_synth.draws import normal
 from mri_synth.models.base import SynthModule
-from mri_synth.models.schedule import WarmupCosine
-from mri_synth.models.turns import average_buffers, average_gradients, detached, follow, frozen
+from mri_synth.models.schedule import LinearDecay, WarmupCosine
+from mri_synth.models.turns import average_buffers, average_gradients, detached, follow, forget_others, frozen
 
 _EVALUATION, _FIXED = -1, 0
 """Epoch and seed of the noise of validation and test: an item has the same z whenever it is scored."""
@@ -39,6 +40,7 @@ class GANModule(SynthModule):
 
     Attributes:
         ema: frozen averages of `generator_networks()`, in their order; None without.
+        augment: of what the discriminators see in training, by `augmented`; a method may set it. None: nothing is done.
         keeps_graphs: with accumulation, fakes are kept from the discriminators' turn to the generators', at the
             memory that accumulation is there to save, and not made twice. For generators that change when called.
     """
@@ -46,12 +48,13 @@ class GANModule(SynthModule):
     monitor: ClassVar[tuple[str, str]] = ("val/kid", "min")
     keeps_graphs: ClassVar[bool] = False
     ema: nn.ModuleList | None
+    augment: DiffAugment | None
 
     def __init__(self, spec: DataSpec | dict[str, Any], n_critic: int = 1, ema_decay: float = 0.999) -> None:
         super().__init__(spec)
         self.automatic_optimization = False
         self.n_critic, self.ema_decay = n_critic, ema_decay
-        self.ema = None
+        self.ema = self.augment = None
         self._collected: list[Batch] = []
 
     # -- what a method says ----------------------------------------------------------------------------------------
@@ -135,28 +138,38 @@ class GANModule(SynthModule):
             self.ema.requires_grad_(False)
 
     def acting(self, which: int = 0) -> Any:
-        """The generator that generates: the trained one in training, its average in evaluation.
+        """The one of `generator_networks()` that generates: as it is in training, its average in evaluation."""
+        return self.generator_networks()[which] if self.training else self.averaged(which)
 
-        Args:
-            which: of `generator_networks()`.
-
-        Returns:
-            The network.
-        """
-        return self.generator_networks()[which] if self.training or self.ema is None else self.ema[which]
+    def averaged(self, which: int = 0) -> Any:
+        """The average of one of `generator_networks()`, which samples; the network itself where none is kept."""
+        return self.generator_networks()[which] if self.ema is None else self.ema[which]
 
     def noise(self, batch: Batch, draws: int) -> Tensor:
-        """Standard normal numbers of the batch's items: new ones at every training step, fixed ones in evaluation.
-
-        Args:
-            batch: any.
-            draws: numbers per item.
-
-        Returns:
-            (B, draws) float32 on the batch's device.
-        """
+        """(B, draws) standard normal numbers of the batch's items: new at every training step, fixed in evaluation."""
         seed, when = (self.seed, self.global_step) if self.training else (_FIXED, _EVALUATION)
         return normal(seed, when, batch.index.to(batch.image.device), draws)
+
+    def augmented(self, images: Tensor, batch: Batch, use: int) -> Tensor:
+        """Images (B, C, H, W) as the discriminators see them: in training by `augment`, in evaluation as they are.
+
+        Args:
+            images: of the batch's items.
+            batch: whose items they are.
+            use: 0 for real images, 1 for generated ones in the discriminators' turn, 2 in the generators'.
+
+        Returns:
+            Of the same shape.
+        """
+        if self.augment is None or not self.training:
+            return images
+        out: Tensor = self.augment(images, self.seed, self.global_step, batch.index, use)
+        return out
+
+    def observe(self, real: Tensor) -> None:
+        """Note the logits (B, ...) of augmented real images, which an adaptive strength follows."""
+        if self.training and self.augment is not None and self.augment.adaptive is not None:
+            self.augment.adaptive.observe(real, 0.5 if self.hparams["gan_loss"] == "lsgan" else 0.0)
 
     def due(self, every: int) -> bool:
         """Whether a lazy penalty is due at this training step; its weight is then multiplied by `every`.
@@ -202,11 +215,10 @@ class GANModule(SynthModule):
             logged = {f"train/{k}": v for k, v in losses.items()}
             for name, optimizer in zip("dg", self.trainer.optimizers, strict=False):
                 logged[f"train/lr_{name}"] = torch.tensor(optimizer.param_groups[0]["lr"])
-            known: Any = self.trainer._results
-            for key in [k for k in known if k.startswith("training_step.train/")]:
-                if key.removeprefix("training_step.") not in logged:  # a lazy penalty: not a value of this step
-                    del known[key]
+            forget_others(self.trainer, logged)  # such as a lazy penalty's, which would be written again
             self.log_dict(logged, batch_size=sum(map(len, parts)), sync_dist=True)
+        if self.augment is not None and self.augment.adaptive is not None:
+            self.augment.adaptive.adjust(self.global_step)
         self.end_step()
         self._count()
         total = sum((losses[k] for k in ("d_loss", "g_loss") if k in losses), torch.zeros((), device=self.device))
@@ -291,13 +303,14 @@ class GANModule(SynthModule):
         return losses | {f"g_{k}": v for k, v in self.generator_losses(batch, fakes).items()}
 
     def configure_optimizers(self) -> Any:
-        """Adam for the discriminators and for the generators, with a cosine decay where `lr_final` asks for it."""
+        """Adam for each side, with what `warmup_steps`, `lr_final` or `decay_from` ask for, where a method has them."""
         h = self.hparams
         sides = (("lr_d", self.discriminator_networks()), ("lr_g", self.generator_networks()))
         optimizers = [self.adam([p for n in side for p in n.parameters()], h[lr], h["betas"]) for lr, side in sides]
-        final = h.get("lr_final", 1.0)
-        if final == 1:
+        warmup, final, start = h.get("warmup_steps", 0), h.get("lr_final", 1.0), h.get("decay_from", 1.0)
+        if not warmup and final == start == 1:
             return optimizers
-        schedule = WarmupCosine(0, self.total_steps, final)
+        total, straight = self.total_steps, final == 1 and start < 1
+        schedule = LinearDecay(total, start) if straight else WarmupCosine(min(warmup, total // 10), total, final)
         schedulers = [torch.optim.lr_scheduler.LambdaLR(o, schedule) for o in optimizers]
         return optimizers, [{"scheduler": s, "interval": "step"} for s in schedulers]

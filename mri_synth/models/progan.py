@@ -7,19 +7,18 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.diffaugment import DiffAugment, Policy
-from mri_synth.draws import normal, uniform
-from mri_synth.errors import UserError
+from mri_synth.draws import uniform
 from mri_synth.losses import adversarial
 from mri_synth.losses.adversarial import GANLoss
 from mri_synth.models.conditions import Condition
 from mri_synth.models.gan import GANModule
 from mri_synth.models.growth import Growth, Phase, shares
-from mri_synth.networks.conditional import some_label
+from mri_synth.models.latent import FromLatent
 from mri_synth.networks.progan import FIRST, ProDiscriminator, ProGenerator, enlarged, halved, stages
 
 NonNegative = Annotated[float, Ge(0)]
@@ -32,36 +31,21 @@ KEPT = 8
 """Seeds whose images are kept at the end of every stage, for the pictures."""
 
 
-def drift(real: Tensor) -> Tensor:
-    """Squared value of real images, which keeps the values of WGAN-GP from drifting away.
-
-    `drift = D(x)^2`, to be weighted by eps_drift = 0.001 (Karras et al. 2018, appendix A.1)
-
-    Args:
-        real: (B,) values of real images.
-
-    Returns:
-        (B,) float32, at least 0.
-    """
-    return real.float().square()
-
-
-class ProGAN(GANModule):
+class ProGAN(FromLatent, GANModule):
     """Learns 4x4 pixels first, then twice as many at a time, each stage faded in over the one below.
 
     Lists have one value for each of the resolutions 4, 8, 16, ..., and the last one given holds for all that follow.
     The growth is a function of the number of images seen alone, which is in the checkpoint. Before the last stage
     samples are enlarged to full size by repeating pixels, and so is what pictures and judgements see; val/kid, by which
-    best.ckpt is chosen, begins with the full size. As in the paper's code, Adam's moments start anew when a fade begins
-    and when it ends.
+    best.ckpt is chosen, and the watch on mode collapse begin with the full size. As in the paper's code, Adam's moments
+    start anew when a fade begins and when it ends.
 
     Args:
         spec: what the data know of themselves.
         latent_dim: length of z.
         fmap_base: a stage of side r has 2 fmap_base / r channels,
         fmap_max: but no more than these.
-        condition: what a sample can be asked for: "none", the image's "label", its "contrast", or the place of its
-            "slice".
+        condition: what a sample can be asked for, as `DCGAN`'s.
         fade_kimg: thousands of images over which each resolution is faded in; that of 4x4 is not used.
         steady_kimg: thousands of images for which it then stays; that of the full size is not used.
         minibatch: images of one update at each resolution, over all processes. A batch of the loader is shared out
@@ -73,18 +57,18 @@ class ProGAN(GANModule):
         r1_every: updates between two R1 penalties, each weighted by so much more.
         gp_lambda: weight of wgan's gradient penalty.
         eps_drift: weight of wgan's penalty on large values.
-        augment: differentiable augmentation of all that the discriminator sees.
-        augment_strength: of its magnitudes, 1 as published.
-        augment_adaptive: its probability follows the discriminator, from 0 on; else it is always done.
+        augment: differentiable augmentation, as `DCGAN`'s.
+        augment_strength: of the same.
+        augment_adaptive: of the same.
         n_critic: steps per update of the generator; at those that are left out all updates are the discriminator's.
         ema_decay: of the generator's average at each update, which samples; less where a stage begins; 0: no average.
-        lr_g: learning rate of the generator's Adam.
-        lr_d: of the discriminator's.
-        betas: decay rates of Adam's moments.
+        lr_g: Adam's learning rate of the generator, times `lr_factor`.
+        lr_d: the same of the discriminator.
+        betas: Adam's decay rates.
     """
 
     explained: ClassVar[dict[str, Any]] = {
-        "d_r1": adversarial.r1, "d_gp": adversarial.gradient_penalty, "d_drift": drift,
+        "d_r1": adversarial.r1, "d_gp": adversarial.gradient_penalty, "d_drift": adversarial.drift,
     }  # fmt: skip
 
     def __init__(
@@ -118,6 +102,7 @@ class ProGAN(GANModule):
         self.growth = Growth.of(stages(size), fade_kimg, steady_kimg, minibatch, lr_factor)
         self.generator = ProGenerator(latent_dim, channels, size, fmap_base, fmap_max, classes)
         self.discriminator = ProDiscriminator(channels, size, fmap_base, fmap_max, group, classes)
+        self.draws = self.truncated = latent_dim
         self.augment = DiffAugment(augment or [], augment_strength, augment_adaptive)
         formulas = type(self).explained | {"d_loss": adversarial.DISCRIMINATOR[gan_loss]}
         self.explained = formulas | {"g_loss": adversarial.GENERATOR[gan_loss]}  # type: ignore[misc]
@@ -126,21 +111,6 @@ class ProGAN(GANModule):
             blank = torch.zeros(KEPT, channels, FIRST << stage, FIRST << stage, dtype=torch.uint8)
             self.register_buffer(f"kept_{FIRST << stage}", blank)
         self.start_ema()
-
-    @staticmethod
-    def refuses(size: int) -> str:  # type: ignore[override]
-        """Why images of a size cannot be grown.
-
-        Args:
-            size: image side, pixels.
-
-        Returns:
-            The reason with the way out; "" when they can.
-        """
-        if size >= 2 * FIRST and size & (size - 1) == 0:
-            return ""
-        near = min((2**n for n in range(3, 12)), key=lambda s: abs(s - size))
-        return f"grows from 4 pixels by doubling, and data.size={size} is no power of 2 from 8 on; try data.size={near}"
 
     # -- growth --------------------------------------------------------------------------------------------------------
 
@@ -153,6 +123,11 @@ class ProGAN(GANModule):
     def grown(self) -> bool:
         """Whether images have their full size, faded in."""
         return self.phase == self.growth.last
+
+    def go_to_costliest(self) -> str:
+        """Full size, faded in."""
+        self.seen = self.growth.whole
+        return f"{self.phase}, the last stage"
 
     def get_extra_state(self) -> Tensor:
         """Images seen, updates made, and made before this stage: they belong to the weights, which are for a stage."""
@@ -191,14 +166,14 @@ class ProGAN(GANModule):
             if (self.phase.stage, self.phase.fading) != (phase.stage, phase.fading):
                 for optimizer in optimizers:
                     optimizer.state.clear()
+                if self.generator._compiled_call_impl is not None:  # or its limit on graphs would be reached at 64x64
+                    torch.compiler.reset()
             for stage in range(phase.stage, self.phase.stage):
                 self._keep(stage)
                 self.began = self.made
 
     def end_step(self) -> None:
-        """Logs where the growth stands; the adaptive strength follows what the discriminator said."""
-        if self.augment.adaptive is not None:
-            self.augment.adaptive.adjust(self.global_step)
+        """Logs where the growth stands."""
         if (self.global_step + 1) % self.log_every_steps == 0:
             phase = self.phase
             values = {"kimg": self.seen / 1000, "resolution": float(phase.resolution), "alpha": phase.alpha}
@@ -209,18 +184,10 @@ class ProGAN(GANModule):
         """The images of the first seeds at the end of a stage."""
         training = self.training
         self.eval()
-        images = self._drawn(torch.arange(KEPT, device=self.device), None, 1.0, Phase(stage))
+        z, label = self.opened(self.latent(torch.arange(KEPT)), None)
+        images = self.averaged()(z, stage, 1.0, label)
         self.get_buffer(f"kept_{FIRST << stage}").copy_((127.5 * images.clamp(-1, 1) + 127.5).round())
         self.train(training)
-
-    def on_validation_epoch_end(self) -> None:
-        """Judgements count at full size only: a coarse average of brains can be nearer to them than a brain's first
-        attempt, and would be best.ckpt for good."""
-        super().on_validation_epoch_end()
-        results = self.trainer._results
-        if results is not None and not self.grown and self.trainer.state.fn == "fit":
-            for name in [k for k in results if k.endswith(f".{self.monitor[0]}")]:
-                del results[name]
 
     # -- losses --------------------------------------------------------------------------------------------------------
 
@@ -240,7 +207,7 @@ class ProGAN(GANModule):
 
     def generate(self, batch: Batch) -> Tensor:
         """Images (B, C, side, side) of this phase, of the batch's noise and classes."""
-        phase, z = self.phase, self.noise(batch, self.hparams["latent_dim"])
+        phase, z = self.phase, self.noise(batch, self.draws)
         out: Tensor = self.acting()(z, phase.stage, phase.alpha, self.condition(batch))
         return out
 
@@ -248,24 +215,24 @@ class ProGAN(GANModule):
         """Real against generated, and in training R1 every `r1_every` updates, or the penalties of WGAN-GP at each.
 
         `L_D + r1_gamma (side / size)^2 R1`; with wgan `L_D + gp_lambda GP + eps_drift D(x)^2`
+
+        Penalties see what augmentation makes of an image, and their gradient is at the image before it, as `DCGAN`'s.
         """
-        h, phase, label = self.hparams, self.phase, self.condition(batch)
-        image, fakes = self._augmented(self.real(batch.image), batch, 0), self._augmented(fakes, batch, 1)
-        real, fake = self._judged(image, fakes, label)
+        h, phase, label, image = self.hparams, self.phase, self.condition(batch), self.real(batch.image)
+        real, fake = self._judged(self.augmented(image, batch, 0), self.augmented(fakes, batch, 1), label)
         loss = adversarial.DISCRIMINATOR[h["gan_loss"]](real, fake).mean()
         losses = {"loss": loss, "real": real.mean(), "fake": fake.mean()}
+        self.observe(real)
         if not self.training:
             return losses
-        if self.augment.adaptive is not None:
-            self.augment.adaptive.observe(real, 0.5 if h["gan_loss"] == "lsgan" else 0.0)
 
         def critic(x: Tensor) -> Tensor:  # not by a call, which may be compiled and then has one derivative only
-            return self.discriminator.forward(x, phase.stage, phase.alpha, label)
+            return self.discriminator.forward(self.augmented(x, batch, 0), phase.stage, phase.alpha, label)
 
         if h["gan_loss"] == "wgan":
             share = uniform(self.seed + _PENALTY, self.global_step, batch.index.to(image.device), 1)[:, 0]
             losses["gp"] = adversarial.gradient_penalty(critic, image, fakes, share).mean()
-            losses["drift"] = drift(real).mean()
+            losses["drift"] = adversarial.drift(real).mean()
             losses["loss"] = loss + h["gp_lambda"] * losses["gp"] + h["eps_drift"] * losses["drift"]
         elif h["r1_gamma"] and (self.made + 1) % h["r1_every"] == 0:
             losses["r1"] = adversarial.r1(critic, image).mean()
@@ -278,8 +245,8 @@ class ProGAN(GANModule):
 
         `L_G`
         """
-        phase = self.phase
-        logits = self.discriminator(self._augmented(fakes, batch, 2), phase.stage, phase.alpha, self.condition(batch))
+        phase, seen = self.phase, self.augmented(fakes, batch, 2)
+        logits = self.discriminator(seen, phase.stage, phase.alpha, self.condition(batch))
         return {"loss": adversarial.GENERATOR[self.hparams["gan_loss"]](logits).mean()}
 
     def _judged(self, real: Tensor, fake: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -289,17 +256,9 @@ class ProGAN(GANModule):
             real, fake = (self.discriminator(x, phase.stage, phase.alpha, label) for x in (real, fake))
             return real, fake
         both = torch.stack([real, fake], 1).flatten(0, 1)
-        logits = self.discriminator(
-            both, phase.stage, phase.alpha, None if label is None else label.repeat_interleave(2)
-        )
+        label = None if label is None else label.repeat_interleave(2)
+        logits = self.discriminator(both, phase.stage, phase.alpha, label)
         return logits[::2], logits[1::2]
-
-    def _augmented(self, images: Tensor, batch: Batch, use: int) -> Tensor:
-        """As the discriminator sees them in training; in evaluation as they are."""
-        if not self.training:
-            return images
-        out: Tensor = self.augment(images, self.seed, self.global_step, batch.index, use)
-        return out
 
     def decay(self) -> float:
         """Decay of the average at this update: at every stage from 0.1 up to `ema_decay`, or it would hold the random
@@ -309,37 +268,16 @@ class ProGAN(GANModule):
 
     # -- samples -------------------------------------------------------------------------------------------------------
 
-    def sample(self, seeds: Tensor, label: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
-        """Images of draws from the prior, by the averaged generator; enlarged where it has not yet grown.
-
-        Args:
-            seeds: (n,) int64; one seed gives one image.
-            label: (n,) int64, index into `conditions()`; -1 or None: any.
-            truncation: factor on z; below 1 images are more alike and nearer the typical one.
-
-        Returns:
-            (n, C, H, W) float32 in [-1, 1].
-
-        Raises:
-            UserError: labels for a model without conditions.
-        """
-        if label is not None and not self.conditions():
-            raise UserError("this ProGAN was trained without labels (model.condition=none): ask for none")
-        image = self._drawn(seeds.to(self.device), label, truncation, self.phase)
-        return enlarged(image, self.spec.size // image.shape[-1]).clamp(-1, 1)
-
-    def _drawn(self, seeds: Tensor, label: Tensor | None, truncation: float, phase: Phase) -> Tensor:
-        if classes := len(self.conditions()):
-            label = some_label(None if label is None else label.to(seeds.device), seeds, classes)
-        z = truncation * normal(0, 0, seeds, self.hparams["latent_dim"])
-        network: nn.Module = self.generator if self.ema is None else self.ema[0]
+    def images(self, network: Any, z: Tensor, label: Tensor | None) -> Tensor:
+        """What a generator makes of latent numbers by now; enlarged where it has not yet grown."""
+        phase = self.phase
         image: Tensor = network(z, phase.stage, phase.alpha, label)
-        return image
+        return enlarged(image, self.spec.size // phase.resolution)
 
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
-        """Originals, samples at full size, and the same seeds as they were at the end of every stage."""
+        """Originals, samples of their classes, and the same seeds, of any class, at the end of every stage."""
         n, phase = len(batch), self.phase
-        sample = self.sample(torch.arange(n, device=self.device))
+        sample = self.sample(torch.arange(n, device=self.device), self.condition(batch))
         rows = {"original": batch.image, f"sample ({phase})": sample}
         for stage in range(phase.stage - 1, -1, -1):
             kept = self.get_buffer(f"kept_{FIRST << stage}")[:n] / 127.5 - 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -81,6 +82,19 @@ def follow(averages: Sequence[nn.Module], networks: Sequence[nn.Module], decay: 
     for average, network in zip(averages, networks, strict=True):
         for old, new in zip(average.buffers(), network.buffers(), strict=True):
             old.copy_(new)
+
+
+def forget_others(trainer: pl.Trainer, names: Collection[str]) -> None:
+    """Lightning writes what was logged once again with every later value of anything; of other names it then does not.
+
+    Args:
+        trainer: in training.
+        names: that are logged at this step.
+    """
+    known: Any = trainer._results
+    start = "training_step."
+    for key in [k for k in known if k.startswith(f"{start}train/") and k.removeprefix(start) not in names]:
+        del known[key]
 
 
 def detached(fakes: Any) -> Any:

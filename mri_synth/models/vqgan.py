@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -11,7 +9,6 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from mri_synth.data.batch import Batch, DataSpec
-from mri_synth.errors import UserError
 from mri_synth.losses import perceptual as look
 from mri_synth.losses.adaptive import adaptive_weight, balanced
 from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR, GANLoss, r1
@@ -21,13 +18,11 @@ from mri_synth.losses.reconstruction import l1, mse, ssim_loss
 from mri_synth.losses.vq import commitment
 from mri_synth.metrics.lpips import lpips
 from mri_synth.models import codebook
+from mri_synth.models.codebook import WithCodes
 from mri_synth.models.gan import GANModule
-from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks import patch, vq
 from mri_synth.networks.autoencoder import Decoder, Encoder, ResBlock
 from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
-
-log = logging.getLogger(__name__)
 
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -37,7 +32,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
 
-class VQGAN(GANModule):
+class VQGAN(WithCodes, GANModule):
     """The autoencoder of `vqvae` as generator, against a discriminator of patches.
 
     In the first steps it is a VQ-VAE with a perceptual loss. Then the discriminator starts, and the adversarial loss
@@ -49,22 +44,22 @@ class VQGAN(GANModule):
 
     Args:
         spec: what the data know of themselves.
-        hidden_channels: width of encoder and decoder.
-        res_blocks: residual blocks on each side, at the resolution of the codes.
-        downsample: image side over code side; a power of 2.
-        norm: of the residual blocks.
-        codebook_size: K, number of codes.
-        codebook_dim: D, length of a code.
-        decay: of the codebook's moving averages.
-        codebook_warmup: steps in which the latents pass unquantised, before the codebook starts; at most 1/10 of all.
-        kmeans_init: start the codebook from k-means on the first quantised batch.
-        revive_below: a code used less often (moving average of vectors per batch) is put on a random vector; 0: never.
-        rate: squared distance that a nat of a code is worth: of codes about equally near the more frequent is taken.
-        reconstruction: "l1" or "mse" on [-1, 1].
-        lambda_ssim: weight of 1 - SSIM in the reconstruction loss.
+        hidden_channels: as `VQVAE`'s, and so the next twelve.
+        res_blocks: of the autoencoder.
+        downsample: the same.
+        norm: the same.
+        codebook_size: of the codebook.
+        codebook_dim: the same.
+        decay: the same.
+        codebook_warmup: the same.
+        kmeans_init: the same.
+        revive_below: the same.
+        rate: the same.
+        reconstruction: of the reconstruction loss.
+        lambda_ssim: the same.
         noise: learn the distribution of the pixels about the reconstruction. The discriminator then sees what is drawn
             from it, and cannot tell reconstructions by the noise that they lack, nor ask them to invent it.
-        beta: weight of the commitment loss.
+        beta: as `VQVAE`'s.
         perceptual: "lpips", "encoder" (features of one trained here), "none"; "auto": LPIPS where its weights are here.
         perceptual_net: of LPIPS.
         perceptual_encoder: checkpoint of the feature encoder.
@@ -80,12 +75,11 @@ class VQGAN(GANModule):
         ema_decay: of the moving average of weights and codebook; 0: none is kept.
         lr_g: learning rate of encoder and decoder.
         lr_d: learning rate of the discriminator.
-        betas: decay rates of Adam's moments.
-        warmup_steps: the learning rates rise linearly over this many steps; at most a tenth of all.
-        lr_final: the learning rates fall as a cosine to this share at the end of training; 1: constant.
+        betas: Adam's, of both.
+        warmup_steps: of the rise of both rates, as `VQVAE`'s.
+        lr_final: of their fall, as `VQVAE`'s.
     """
 
-    code_counts: Tensor
     adversarial_weight: Tensor
     monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
     keeps_graphs: ClassVar[bool] = True  # the codebook follows whenever fakes are made
@@ -132,10 +126,8 @@ class VQGAN(GANModule):
         lr_final: Annotated[float, Ge(0)] = 1.0,
     ) -> None:
         super().__init__(spec, ema_decay=ema_decay)
-        self.hparams["perceptual"], why = look.resolved(perceptual, perceptual_net, self.spec.size)
-        if why:
-            log.log(logging.INFO if self.hparams["perceptual"] != "none" else logging.WARNING, why)
-        self._perceptual: look.Perceptual | None = None
+        self.perceptual = look.Perceptual(perceptual, perceptual_net, perceptual_encoder, self.spec)
+        self.hparams["perceptual"] = self.perceptual.choice
         formulas: dict[str, Any] = {
             "d_loss": DISCRIMINATOR[gan_loss], "g_adversarial": GENERATOR[gan_loss], "g_loss": self.generator_losses,
             "g_perceptual": look.feature_distance if perceptual == "encoder" else lpips,
@@ -157,18 +149,7 @@ class VQGAN(GANModule):
     def refuses(  # type: ignore[override]
         downsample: int, size: int, d_layers: int, perceptual: str, perceptual_net: look.Net
     ) -> str:
-        """Why images of a size do not fit the networks.
-
-        Args:
-            downsample: image side over code side.
-            size: image side, pixels.
-            d_layers: of the discriminator.
-            perceptual: kind of perceptual loss.
-            perceptual_net: of LPIPS.
-
-        Returns:
-            The reason with the way out; "" when they do.
-        """
+        """Why images of a size do not fit the networks."""
         if size < (least := patch.least_size(d_layers)):
             return (
                 f"with model.d_layers={d_layers} judges images of at least {least} pixels, and data.size={size}; try "
@@ -183,21 +164,12 @@ class VQGAN(GANModule):
 
     @staticmethod
     def problems(arguments: dict[str, Any]) -> list[str]:
-        """What is wrong beyond types and ranges: no weights for the perceptual loss.
-
-        Args:
-            arguments: by name.
-
-        Returns:
-            One message each.
-        """
+        """What is wrong beyond types and ranges: no weights for the perceptual loss."""
         given = {"perceptual": "auto", "perceptual_net": "alexnet", "perceptual_encoder": None, **arguments}
         return look.problems(given["perceptual"], given["perceptual_net"], given["perceptual_encoder"])
 
     def on_fit_start(self) -> None:
         """A short training is not all warm-up."""
-        # the discriminator's schedule is meant to begin before its first step
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.generator.quantizer.warmup_steps = min(self.hparams["codebook_warmup"], self.total_steps // 10)
 
     def discriminates(self) -> bool:
@@ -278,77 +250,17 @@ class VQGAN(GANModule):
     @torch.no_grad()
     def _average(self) -> None:
         """Move the averages, the codebook's too, which as a buffer would be copied."""
-        before = None if self.ema is None else self.averaged.quantizer.embedding.clone()
+        kept = self.parts.quantizer.embedding
+        before = kept.clone()
         super()._average()
-        if before is not None:
-            kept = self.averaged.quantizer.embedding
+        if self.ema is not None:
             kept.copy_(before.lerp_(kept, 1 - self.decay()))
 
-    def perceptual(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """(B,) distances under the frozen network, which is loaded when it is first asked for: codes do without."""
-        if self._perceptual is None:
-            h = self.hparams
-            self._perceptual = look.Perceptual(
-                h["perceptual"], h["perceptual_net"], h["perceptual_encoder"], self.spec
-            )  # fmt: skip
-        return self._perceptual(x_hat, x)
-
-    # -- codes and images ------------------------------------------------------------------------------------------
-
     @property
-    def averaged(self) -> vq.VQAutoencoder:
+    def parts(self) -> vq.Parts:
         """The autoencoder that reconstructs and makes codes: the average, where one is kept."""
-        chosen: Any = self.generator if self.ema is None else self.ema[0]
-        autoencoder: vq.VQAutoencoder = chosen
-        return autoencoder
-
-    def encode(self, image: Tensor) -> Tensor:
-        """Codes of images.
-
-        Args:
-            image: (B, C, H, W) in [-1, 1].
-
-        Returns:
-            (B, H / downsample, W / downsample) int64 in [0, codebook_size).
-        """
-        return vq.encode(self.averaged, image)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Images of codes.
-
-        Args:
-            codes: (B, h, w) int64.
-
-        Returns:
-            (B, C, H, W) float32 in [-1, 1].
-        """
-        return vq.decode(self.averaged, codes)
-
-    def draw(self, codes: Tensor, seeds: Tensor) -> Tensor:
-        """Images of codes with the pixel noise that was learned; without, the same as `decode`.
-
-        Args:
-            codes: (B, h, w) int64.
-            seeds: (B,) int64 of the noise.
-
-        Returns:
-            (B, C, H, W) float32 in [-1, 1].
-        """
-        return vq.draw(self.averaged, codes, seeds)
-
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """Encode, quantise, decode."""
-        return self.decode(self.encode(image))
-
-    def on_validation_epoch_end(self) -> None:
-        """Scores, usage and perplexity of the codebook over all validation codes, and the alarm of a dead codebook."""
-        super().on_validation_epoch_end()
-        self.codebook_histogram = codebook.report(self, self.code_counts, "val")
-
-    def on_test_epoch_end(self) -> None:
-        """The same over all test codes."""
-        super().on_test_epoch_end()
-        self.codebook_histogram = codebook.report(self, self.code_counts, "test")
+        averaged: vq.VQAutoencoder = self.averaged()
+        return averaged
 
     # -- settings and checkpoints ------------------------------------------------------------------------------------
 
@@ -357,30 +269,6 @@ class VQGAN(GANModule):
         blocks = [m for m in self.generator.decoder.layers if isinstance(m, ResBlock)]
         return [self.generator.encoder, *blocks, self.discriminator]
 
-    def configure_optimizers(self) -> Any:
-        """Adam for each side, with linear warm-up and cosine decay, stepped every batch."""
-        h = self.hparams
-        optimizers = [
-            self.adam(self.discriminator.parameters(), h["lr_d"], h["betas"]),
-            self.adam(self.generator.parameters(), h["lr_g"], h["betas"]),
-        ]
-        if not h["warmup_steps"] and h["lr_final"] == 1:
-            return optimizers
-        schedule = WarmupCosine(min(h["warmup_steps"], self.total_steps // 10), self.total_steps, h["lr_final"])
-        schedulers = [torch.optim.lr_scheduler.LambdaLR(o, schedule) for o in optimizers]
-        return optimizers, [{"scheduler": s, "interval": "step"} for s in schedulers]
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A resumed run keeps its loss, whatever "auto" means by now.
-
-        Args:
-            checkpoint: of the run.
-
-        Raises:
-            UserError: it had another perceptual loss.
-        """
-        there, here = checkpoint["hyper_parameters"]["perceptual"], self.hparams["perceptual"]
-        if there != here:
-            get = f"; its weights: mri-synth weights get lpips_{self.hparams['perceptual_net']}" * (there == "lpips")
-            raise UserError(f"this run was trained with model.perceptual={there}, and here it would go on with {here}: "
-                            f"give model.perceptual={there}{get}")  # fmt: skip
+        """A resumed run keeps its loss."""
+        self.perceptual.same_as(checkpoint["hyper_parameters"]["perceptual"])

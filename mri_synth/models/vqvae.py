@@ -16,6 +16,7 @@ from mri_synth.losses.reconstruction import l1, mse, ssim_loss
 from mri_synth.losses.vq import commitment
 from mri_synth.models import codebook
 from mri_synth.models.base import SynthModule
+from mri_synth.models.codebook import WithCodes
 from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks import vq
 from mri_synth.networks.autoencoder import Decoder, Encoder
@@ -27,7 +28,7 @@ PositiveInt = Annotated[int, Ge(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 
 
-class VQVAE(SynthModule):
+class VQVAE(WithCodes, SynthModule):
     """Encoder, codebook, decoder. Minimises reconstruction + beta * commitment (van den Oord 2017, eq. 3).
 
     The codebook term of eq. 3 is replaced by moving averages (appendix A.1).
@@ -56,7 +57,6 @@ class VQVAE(SynthModule):
         lr_final: the learning rate falls as a cosine to this share of `lr` at the end of training; 1: constant.
     """
 
-    code_counts: Tensor
     monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
     explained: ClassVar[dict[str, Any]] = {
         "l1": l1, "mse": mse, "ssim_loss": ssim_loss, "commitment": commitment, "noise_loss": noise_loss,
@@ -127,54 +127,6 @@ class VQVAE(SynthModule):
         image = image_losses(out.x_hat, batch.image, h["reconstruction"], h["lambda_ssim"])
         code = code_losses(out.x_hat, batch.image, out.quantized.commitment, out.noise, h["beta"])
         return {**image, **code, "loss": image["loss"] + code["loss"]}
-
-    def encode(self, image: Tensor) -> Tensor:
-        """Codes of images.
-
-        Args:
-            image: (B, C, H, W) in [-1, 1].
-
-        Returns:
-            (B, H / downsample, W / downsample) int64 in [0, codebook_size).
-        """
-        return vq.encode(self, image)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Images of codes.
-
-        Args:
-            codes: (B, h, w) int64.
-
-        Returns:
-            (B, C, H, W) float32 in [-1, 1].
-        """
-        return vq.decode(self, codes)
-
-    def draw(self, codes: Tensor, seeds: Tensor) -> Tensor:
-        """Images of codes with the pixel noise that was learned; without, the same as `decode`.
-
-        Args:
-            codes: (B, h, w) int64.
-            seeds: (B,) int64 of the noise.
-
-        Returns:
-            (B, C, H, W) float32 in [-1, 1].
-        """
-        return vq.draw(self, codes, seeds)
-
-    def reconstruct(self, image: Tensor) -> Tensor:
-        """Encode, quantise, decode."""
-        return self.decode(self.encode(image))
-
-    def on_validation_epoch_end(self) -> None:
-        """Scores, usage and perplexity of the codebook over all validation codes, and the alarm of a dead codebook."""
-        super().on_validation_epoch_end()
-        self.codebook_histogram = codebook.report(self, self.code_counts, "val")
-
-    def on_test_epoch_end(self) -> None:
-        """The same over all test codes."""
-        super().on_test_epoch_end()
-        self.codebook_histogram = codebook.report(self, self.code_counts, "test")
 
     def configure_optimizers(self) -> Any:
         """Adam with linear warm-up and cosine decay, stepped every batch."""

@@ -9,11 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mri_synth.draws import uniform
-
-_LABELS = 1 << 39
-"""Seed of the labels drawn for samples, away from that of their latents."""
-
 
 class LatentWithLabel(nn.Module):
     """A generator's input: the latent with the label's embedding after it, and without classes the latent alone.
@@ -94,18 +89,20 @@ class ProjectionHead(nn.Module):
             return out
 
 
-def some_label(label: Tensor | None, seeds: Tensor, classes: int) -> Tensor:
-    """Labels of samples: where none is asked for, a class drawn by the sample's seed, each as often as the others.
+def some_label(label: Tensor | None, number: Tensor, classes: int) -> Tensor:
+    """Labels of samples: where none is asked for, a class chosen by a random number, each as often as the others.
+
+    `y = floor(classes Phi(number))`, Phi the normal distribution function
 
     Between the classes, where the mean embedding lies, a generator has learned nothing unless it saw unlabelled images.
 
     Args:
         label: (n,) int64, -1 where any will do; None where any will do for all.
-        seeds: (n,) int64 of the samples.
+        number: (n,) standard normal.
         classes: how many.
 
     Returns:
         (n,) int64 in [0, classes).
     """
-    drawn = (uniform(_LABELS, 0, seeds, 1)[:, 0] * classes).long()
+    drawn = (torch.special.ndtr(number) * classes).long().clamp(max=classes - 1)
     return drawn if label is None else torch.where(label >= 0, label, drawn)

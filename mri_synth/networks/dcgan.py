@@ -8,6 +8,7 @@ bf16 on a CPU and draws checkerboards (Odena et al. 2016, doi:10.23915/distill.0
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Literal
 
@@ -19,8 +20,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from mri_synth.networks.conditional import LatentWithLabel, ProjectionHead
 
 Norm = Literal["batch", "group", "none"]
-_NOISE = 0.1
-"""Strength of the pixel noise at the start, before the tanh."""
+_NOISE, _DEPTH = 0.08, 1.3
+"""At the start: standard deviation of the pixel noise, of a range of 2, and how many of them air lies below black."""
 
 
 def _norm(norm: Norm, channels: int) -> nn.Module:
@@ -61,8 +62,8 @@ class Generator(nn.Module):
         most: channels at most, anywhere.
         norm: after each convolution but the last.
         classes: that an image can be asked for; 0: none.
-        pixel_noise: a number per pixel beside z, of a strength that is learned place by place: the noise of the
-            scanner, which has no structure and which no convolution of z can make.
+        pixel_noise: a number per pixel beside z, for a `Scanner` after the tanh: the noise of scans has no structure,
+            and no convolution of z can make it.
         leak: slope of the activations below 0; 0 is ReLU.
 
     Attributes:
@@ -75,7 +76,7 @@ class Generator(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         wide = widths(size, channels, most)[::-1]
-        self.latent_dim, self.pixel_noise = latent_dim, pixel_noise
+        self.latent_dim = latent_dim
         self.draws = latent_dim + (out_channels * size**2 if pixel_noise else 0)
         self.latent = LatentWithLabel(latent_dim, classes)
         self.dense = nn.Linear(self.latent.features, wide[0] * 16)
@@ -84,23 +85,56 @@ class Generator(nn.Module):
             layers += [nn.Upsample(scale_factor=2), nn.Conv2d(low, high, 3, padding=1, bias=norm == "none")]
             layers += [_norm(norm, high), nn.LeakyReLU(leak)]
         self.layers = nn.Sequential(*layers)
-        self.image = nn.Conv2d(wide[-1], 4 * out_channels * (2 if pixel_noise else 1), 3, padding=1)
+        self.image = nn.Conv2d(wide[-1], 4 * out_channels, 3, padding=1)
+        self.scanner = Scanner(out_channels) if pixel_noise else None
         _initialise(self)
         with torch.no_grad():  # each pixel starts as its three neighbours do: no checkerboard (Aitken et al. 2017)
             self.image.weight.copy_(self.image.weight[::4].repeat_interleave(4, 0))
-            if pixel_noise and self.image.bias is not None:
-                self.image.weight[4 * out_channels :] = 0
-                self.image.bias[4 * out_channels :] = _NOISE
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Images (B, out_channels, size, size) float32 in (-1, 1) of z (B, draws) and labels (B,), -1 where unknown."""
+        """Images (B, out_channels, size, size) float32 in [-1, 1] of z (B, draws) and labels (B,), -1 where unknown."""
         latent = self.latent(z[:, : self.latent_dim], label)
         x = self.layers(self.dense(latent).view(len(z), 4, 4, -1).permute(0, 3, 1, 2))  # channels_last as it is
-        x = pixel_shuffle(self.image(x), 2).float()
-        if self.pixel_noise:
-            mean, strength = x.chunk(2, 1)
-            x = mean + strength * z[:, self.latent_dim :].view(mean.shape)
-        return x.tanh()
+        x = pixel_shuffle(self.image(x), 2).float().tanh()
+        return x if self.scanner is None else self.scanner(x, z[:, self.latent_dim :].view(x.shape))
+
+
+class Scanner(nn.Module):
+    """The noise of a scanner on clean images, seen in a window.
+
+    `x = min(max((1 + k s) t + s e, -1), 1)`, t the image, e standard normal, s the noise's deviation
+
+    The darkest places lie k deviations below black: of their noise only the peaks are seen, as of the air in scans. A
+    tanh alone lets noise fade out there, and a cut alone lets pixels end so far below black that no gradient finds them
+    again. s and k get no gradient through images: they learn by `grain_loss` and `black_loss`.
+
+    Args:
+        channels: C of the images.
+
+    Attributes:
+        log_level: (C,) log s.
+        depth: (C,) k is 4 sigmoid(depth).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log_level = nn.Parameter(torch.full((channels,), math.log(_NOISE)))
+        self.depth = nn.Parameter(torch.full((channels,), math.log(_DEPTH / (4 - _DEPTH))))
+
+    @property
+    def level(self) -> Tensor:
+        """(C,) s, without gradient."""
+        return self.log_level.detach().exp()
+
+    @property
+    def deviations(self) -> Tensor:
+        """(C,) k in (0, 4), without gradient."""
+        return 4 * self.depth.detach().sigmoid()
+
+    def forward(self, t: Tensor, e: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of t in (-1, 1) and e, both of that shape."""
+        s, k = (v[:, None, None] for v in (self.level, self.deviations))
+        return ((1 + k * s) * t + s * e).clamp(-1, 1)
 
 
 class Discriminator(nn.Module):
