@@ -41,6 +41,23 @@ def describe_overrides(overrides: Sequence[str], output: Path) -> Path:
     Raises:
         UserError: for every mistake in the words, if the data cannot be used, or the page cannot be written.
     """
+    data = data_of(overrides)
+    data.on_bad_file = "skip"  # the page lists what cannot be used; refusing to look would hide the rest
+    return describe(data, output)
+
+
+def data_of(overrides: Sequence[str]) -> MRIDataModule:
+    """The data module that a command line asks for, to be looked at.
+
+    Args:
+        overrides: words such as data=ixi, data.size=128; as for a run.
+
+    Returns:
+        The data module; nothing of its data was opened.
+
+    Raises:
+        UserError: for every mistake in the words.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from hydra.utils import instantiate
@@ -52,8 +69,8 @@ def describe_overrides(overrides: Sequence[str], output: Path) -> Path:
     except HydraException as error:
         raise UserError(f"{' '.join(overrides)}: {error}") from error
     config.check(cfg)
-    cfg.data.on_bad_file = "skip"  # the page lists what cannot be used; refusing to look would hide the rest
-    return describe(instantiate(cfg.data, _convert_="all"), output)
+    data: MRIDataModule = instantiate(cfg.data, _convert_="all")
+    return data
 
 
 def describe(data: MRIDataModule, output: Path) -> Path:

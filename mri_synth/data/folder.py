@@ -10,19 +10,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from mri_synth.data import names, places
+from mri_synth.data import bids, names, pairs, places
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.contrasts import MASK, UNKNOWN, contrast_of_path, count
 from mri_synth.data.demographics import add_people
-from mri_synth.data.dicom_tree import dicom_folders, series_scans
+from mri_synth.data.dicom_tree import series_scans
+from mri_synth.data.kinds import ADDRESS, Kinds, compiled, matching, sort_files
 from mri_synth.data.places import Found
 from mri_synth.data.scan import Scan
 from mri_synth.data.subjects import Subjects, find_table, read_subjects
+from mri_synth.data.views import Images, Pairs
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
 
-ADDRESS = "your own data"
 LAYOUT = """
 ROOT/
   sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz   (BIDS; participants.tsv is joined)
@@ -30,11 +31,11 @@ ROOT/
   s01_T1.nii.gz, s01_T2.nii.gz                (a name per subject)
   patient07/series1/*.dcm                     (DICOM series)
   glioma/1.jpg, meningioma/2.jpg              (pictures; data.label=folder data.split.by=block)
+  T1/001.png, T2/001.png or 001_T1.png, ...   (pictures; of one name but for the contrast: pairs)
+  Tr1/TrainT1/Image 10.png, Tr2/TrainT2/...   (two unpaired sets; also trainA, trainB, testA, testB)
 """
-TEXTS = (".csv", ".tsv", ".xlsx", ".xls", ".json", ".txt", ".md", ".pdf", ".bval", ".bvec")
 FROM_MASK = ("none", "lesion")
 """Classes of slices by a label map."""
-GROUPS = ("subject", "session", "contrast", "label", "slice")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -50,12 +51,16 @@ class Folder(MRIDataModule):
         contrast_names: glob of a file name or path -> its contrast ("mask" for a label map), where names do not say.
         label: "folder": the class is the folder a file (or its subject's folder) lies in; "mask": "lesion" for slices
             that the subject's label map marks, "none" for the others, no class for those of images without one.
+        pairs: "none": names that agree but for the contrast show different slices; or a table with the columns a and b
+            (file names): these and no others show the same. They stay in one split and score validation and test of
+            unpaired training, which does not know of them. None goes by the names.
     """
 
     pattern: str | None = None
     subjects: str | None = None
     contrast_names: dict[str, str] | None = None
     label: Literal["none", "folder", "mask"] = "none"
+    pairs: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +68,8 @@ class Folder(MRIDataModule):
             raise UserError(found)
         if self.label == "mask":
             vars(self)["label_from_mask"] = FROM_MASK  # hides the class's own
+        self._paired: list[list[Path]] = []
+        self._partners: dict[int, int] | None = None
 
     @classmethod
     def labelled(cls, arguments: Mapping[str, Any]) -> bool:
@@ -85,7 +92,28 @@ class Folder(MRIDataModule):
         if arguments.get("label") == "mask" and unknown:
             found.append(f"data.train_classes: there is no {' and no '.join(unknown)}; classes of data.label=mask: "
                          f"{', '.join(FROM_MASK)}")  # fmt: skip
+        contrasts, table = arguments.get("contrasts") or (), arguments.get("pairs")
+        if table not in (None, pairs.NONE) and contrasts and len(contrasts) != 2:
+            found.append(f"data.pairs={table}: a table of pairs is of two contrasts; it is "
+                         f"data.contrasts=[{','.join(contrasts)}]")  # fmt: skip
         return found + ([twice] if (twice := _two_sayings(arguments)) else [])
+
+    @classmethod
+    def refuses(cls, view: type[Images], arguments: Mapping[str, Any]) -> str:
+        """Why there is no such view under these constructor arguments: nothing pairs where `pairs` is said.
+
+        Args:
+            view: one of `mri_synth.data.views`.
+            arguments: constructor arguments.
+
+        Returns:
+            The reason with the way out; "" when it offers the view.
+        """
+        said = arguments.get("pairs")
+        if said is not None and issubclass(view, Pairs) and arguments.get("source", "contrasts") == "contrasts":
+            return (f"needs pairs to train on, and data.pairs={said} keeps them apart, to score what trains without; "
+                    "say data.pairs=null: names that agree, or data.subjects, then tell pairs")  # fmt: skip
+        return super().refuses(view, arguments)
 
     def scans(self) -> list[Scan]:
         """Every image and label map of `data.contrasts` (all contrasts when that is empty).
@@ -98,11 +126,11 @@ class Folder(MRIDataModule):
                 label map where those are to say the class.
         """
         root = names.resolve_root("folder", self.root, LAYOUT, ADDRESS)
-        pattern = _compiled(self.pattern)
+        pattern = compiled(self.pattern)
         table = find_table(self.subjects, root)
-        kinds = sort_files(root, names.list_files(root))
+        kinds = sort_files(root, names.list_files(root), LAYOUT)
         if pattern:
-            kinds = _matching(kinds, pattern, root)
+            kinds = matching(kinds, pattern, root)
         scans = self._files(root, kinds)
         scans |= {(f"{folder}/", s.series): s for folder in kinds.dicom for s in series_scans(root, folder)}
         told = {key: self._told(key[0], scan, pattern) for key, scan in scans.items()}
@@ -118,7 +146,36 @@ class Folder(MRIDataModule):
             )
         _report(kept)
         hint = ", or which files are which: 'data.contrast_names={*t1*: T1}'"
-        return names.keep_contrasts("folder", kept, self.contrasts, hint)
+        kept = names.guess_contrast("folder", kept, self.contrasts)
+        kept = names.keep_contrasts("folder", kept, self.contrasts, hint)
+        return self._paired_up(kept, root)
+
+    def _paired_up(self, scans: list[Scan], root: Path) -> list[Scan]:
+        """The scans by what `pairs` says of them; those that lack a partner are listed, where names say who has one."""
+        wanted = self.contrasts or list(dict.fromkeys(s.contrast for s in scans if s.contrast != MASK))
+        if self.pairs is None:
+            asked = [wanted[-1], MASK] if self.source == "mask" else wanted if self.source == "contrasts" else []
+            hint = ", or the group subject of data.pattern or the table data.subjects says what belongs together"
+            pairs.report("folder", scans, asked, needed=self.view_class is Pairs, hint=hint)
+            return scans
+        scans = pairs.apart(scans, wanted)
+        if self.pairs == pairs.NONE:
+            return scans
+        table = pairs.find_pairs(self.pairs, root)
+        scans, self._paired = pairs.joined(scans, pairs.read_pairs(table), root, table.name)
+        return scans
+
+    def partners(self) -> Mapping[int, int]:
+        """Row of a slice of the first contrast to the row of the second that shows the same, by `pairs`.
+
+        Returns:
+            Rows of the store.
+        """
+        store = self.store
+        if self._partners is None:
+            two = len(self.contrasts) == 2
+            self._partners = pairs.rows_of(store, self._paired, *self.contrasts) if two else {}
+        return self._partners
 
     def _files(self, root: Path, kinds: Kinds) -> dict[tuple[str, str | None], Scan]:
         """Volumes and pictures by what their names say; pictures beside volumes only by a pattern."""
@@ -131,7 +188,10 @@ class Folder(MRIDataModule):
         volumes = [f for f in chosen if names.has_suffix(f, names.VOLUMES)]
         pictures = [f for f in chosen if not names.has_suffix(f, names.VOLUMES)]
         scans: dict[tuple[str, str | None], Scan] = {}
-        for found in (places.of_volumes(volumes, root.name), places.of_pictures(pictures)):
+        for found in (
+            places.of_volumes(volumes, root.name, self.contrasts),
+            places.of_pictures(pictures, self.contrasts),
+        ):
             for reason, files in found.left_out.items():
                 names.report_ignored("folder", files, reason)
             if found.places and not self._says_subject(found):
@@ -151,7 +211,8 @@ class Folder(MRIDataModule):
                     slice=place.slice, split=places.split_folder(file),
                 )  # fmt: skip
             if found.places:
-                log.info("data=folder: subjects are told by %s", "pattern or table" if self._said else found.rule)
+                rule = bids.describe(root, volumes) if found.rule.startswith("BIDS") else found.rule
+                log.info("data=folder: subjects are told by %s", "pattern or table" if self._said else rule)
         return scans
 
     @property
@@ -183,81 +244,11 @@ class Folder(MRIDataModule):
         return replace(scan, **said)  # type: ignore[arg-type]  # the groups are all text fields
 
 
-@dataclass(frozen=True)
-class Kinds:
-    """The files of a tree by kind: volumes, pictures, and folders of DICOM series; posix paths below the root."""
-
-    volumes: list[str]
-    pictures: list[str]
-    dicom: list[str]
-
-
-def sort_files(root: Path, files: Sequence[str]) -> Kinds:
-    """Sort a tree's files by kind; what is no image, table or text is reported.
-
-    Args:
-        root: the folder.
-        files: posix paths relative to it.
-
-    Returns:
-        The kinds.
-
-    Raises:
-        UserError: no image at all, or a scan stored both plain and compressed.
-    """
-    volumes = [f for f in files if names.has_suffix(f, names.VOLUMES)]
-    pictures = [f for f in files if names.has_suffix(f, names.PICTURES)]
-    images = {*volumes, *pictures}
-    others = [f for f in files if f not in images]
-    dicom = dicom_folders(root, others)
-    if not images and not dicom:
-        raise names.no_match("folder", root, files, "*.nii, *.nii.gz, *.dcm, *.png, *.jpg, *.tif", LAYOUT, ADDRESS)
-    names.refuse_twins("folder", volumes)
-    headers = {places.path_stem(f) for f in volumes if f.lower().endswith(".img")}
-    strange = [f for f in others if f.rpartition("/")[0] not in dicom and not names.has_suffix(f, TEXTS)
-               and places.path_stem(f) not in headers]  # fmt: skip
-    names.report_ignored("folder", strange, "not a kind of image that is read")
-    return Kinds(volumes, pictures, dicom)
-
-
 def _two_sayings(arguments: Mapping[str, Any]) -> str:
     """The mistake of a class that both the label map and the pattern say; "" when it is not made."""
     if arguments.get("label") != "mask" or "(?P<label>" not in str(arguments.get("pattern") or ""):
         return ""
     return "data.label=mask: data.pattern says the class too, by its group label; take one of the two"
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    if pattern is None:
-        return None
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"data.pattern={pattern}: not a regular expression ({error})") from error
-    unknown = [g for g in compiled.groupindex if g not in GROUPS]
-    if unknown or not compiled.groupindex:
-        what = f"unknown group {', '.join(unknown)}" if unknown else "no named group"
-        raise UserError(
-            f"data.pattern={pattern}: {what}; groups are written (?P<subject>...) and may be {', '.join(GROUPS)}"
-        )
-    return compiled
-
-
-def _matching(kinds: Kinds, pattern: re.Pattern[str], root: Path) -> Kinds:
-    kept = Kinds(
-        [f for f in kinds.volumes if pattern.search(f)],
-        [f for f in kinds.pictures if pattern.search(f)],
-        [f for f in kinds.dicom if pattern.search(f"{f}/")],
-    )
-    every = kinds.volumes + kinds.pictures + [f"{f}/" for f in kinds.dicom]
-    if not (kept.volumes or kept.pictures or kept.dicom):
-        raise UserError(
-            f"data.pattern={pattern.pattern}: none of the {len(every)} images under {root} matches; paths that it is "
-            f"searched in: {names.examples(every)}"
-        )
-    left = [f for f in every if not pattern.search(f)]
-    names.report_ignored("folder", left, "do not match data.pattern")
-    return kept
 
 
 def _with_table(table: Subjects, scans: list[Scan], root: Path) -> list[Scan]:

@@ -6,8 +6,10 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mri_synth.data.contrasts import UNKNOWN
 from mri_synth.data.scan import Scan
 from mri_synth.data.split import natural
 from mri_synth.errors import UserError
@@ -19,6 +21,23 @@ NIFTI = (".nii.gz", ".nii")
 VOLUMES = (*NIFTI, ".img", ".img.gz", ".mgz", ".mgh")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _JUNK = ("thumbs.db", "desktop.ini", "__macosx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a file's name and folders say of it.
+
+    Attributes:
+        subject: who was scanned.
+        session: visit, "" when there is one.
+        contrast: T1, ..., "mask", or "MRI" when no word says it.
+        slice: number of the slice, for pictures named so.
+    """
+
+    subject: str
+    session: str = ""
+    contrast: str
+    slice: int | None = None
 
 
 def root_help(name: str, problem: str, layout: str, address: str) -> UserError:
@@ -204,6 +223,28 @@ def refuse_duplicates(name: str, scans: Sequence[Scan], way_out: str) -> None:
         shown = "\n".join(doubles[:5])
         raise UserError(f"data={name}: {len(doubles)} file(s) stand for a scan that another file is too:\n{shown}\n"
                         f"  {way_out}")  # fmt: skip
+
+
+def guess_contrast(name: str, scans: Sequence[Scan], wanted: Sequence[str]) -> list[Scan]:
+    """Files whose names say no contrast are the one wanted contrast that no name says, where others are named.
+
+    Args:
+        name: of the data set.
+        scans: all of them; "MRI" is the contrast of those whose names say none.
+        wanted: `data.contrasts`.
+
+    Returns:
+        The scans; what was guessed is logged.
+    """
+    found = {scan.contrast for scan in scans}
+    absent = [c for c in wanted if c not in found]
+    if len(absent) != 1 or len(wanted) < 2 or UNKNOWN not in found or UNKNOWN in wanted:
+        return list(scans)
+    nameless = [scan.path.name for scan in scans if scan.contrast == UNKNOWN]
+    log.warning("data=%s: %d file(s) are taken as %s, since their names say no contrast and no other file is %s: %s. "
+                "If not, say which are which: 'data.contrast_names={*t1*: T1}'", name, len(nameless), absent[0],
+                absent[0], examples(dict.fromkeys(nameless)))  # fmt: skip
+    return [replace(s, contrast=absent[0]) if s.contrast == UNKNOWN else s for s in scans]
 
 
 def keep_contrasts(name: str, scans: Sequence[Scan], wanted: Sequence[str], hint: str = "") -> list[Scan]:

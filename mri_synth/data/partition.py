@@ -83,6 +83,21 @@ class Partition:
         names = [r["sha256"] or f"{r['path']} {r['contrast']}" for r in rows]
         return sorted({hashlib.sha256(name.encode()).hexdigest()[:12] for name in names})
 
+    def ranges(self, split: str) -> dict[str, list[float]]:
+        """What -1 and 1 typically are in source units: medians over a split's files.
+
+        Args:
+            split: train, val or test.
+
+        Returns:
+            Contrast to [low, high].
+        """
+        ends: dict[str, list[list[float]]] = {}
+        for row in self.manifest():
+            if row["split"] == split and row["low"] is not None:
+                ends.setdefault(row["contrast"], []).append([row["low"], row["high"]])
+        return {contrast: np.median(values, axis=0).tolist() for contrast, values in ends.items()}
+
 
 def partition(store: Store, settings: SplitSettings, fill: bool) -> Partition:
     """Part a store's studies, and check that no subject and no image is in two splits.
@@ -98,7 +113,7 @@ def partition(store: Store, settings: SplitSettings, fill: bool) -> Partition:
     Raises:
         UserError: the split leaks, or cannot be made.
     """
-    splits = assign(store.studies, settings, fill=fill)
+    splits = assign(store.studies, settings, fill=fill, domains=_domains(store))
     names = [s["path"] for s in store.studies]
     dropped = drop_leaks([[s["subject"]] for s in store.studies], splits, names, "subject", settings)
     leaks, leak_of = [reason for _, reason in dropped], dict(dropped)
@@ -111,6 +126,18 @@ def partition(store: Store, settings: SplitSettings, fill: bool) -> Partition:
         leaks.append(reason)
         leak_of.setdefault(int(store.table["study"][rows[k]]), reason)
     return Partition(store, splits, of_row, leaks, leak_of)
+
+
+def _domains(store: Store) -> list[str]:
+    """The one contrast of each study, where there are several contrasts and no study has two; empty elsewhere."""
+    contrasts = [name for name in store.counts if name != MASK]
+    of_study = [""] * len(store.studies)
+    for name in contrasts if len(contrasts) > 1 else []:
+        for study in np.unique(store.table["study"][store.table[f"row_{name}"] >= 0]).tolist():
+            if of_study[study]:
+                return []
+            of_study[study] = name
+    return of_study
 
 
 def _shared_images(store: Store, splits: NDArray[Any]) -> tuple[list[int], list[list[int]]]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from mri_synth.data import bids
 from mri_synth.data.contrasts import (
-    MASK,
-    contrast_in,
+    UNKNOWN,
     contrast_of_path,
     is_brain_mask,
     is_contrast_folder,
@@ -18,11 +18,11 @@ from mri_synth.data.contrasts import (
     without_contrast,
 )
 from mri_synth.data.demographics import split_of
-from mri_synth.data.names import stem
+from mri_synth.data.names import Place, stem
 from mri_synth.data.scan import Split
 
-_BIDS = re.compile(r"(?:^|/)sub-([A-Za-z0-9]+)(?=[_/])")
 _WRAPPER = ("anat", "images", "image", "imgs", "imagestr", "imagests", "data", "nifti", "nii", "raw", "scans", "mri")
+_OF_IMAGES = ("images", "image", "imgs", "img")  # beside folders of masks
 _SESSION_FOLDER = re.compile(
     r"ses(?:sion)?[-_]?[a-z0-9]+|(?:visit|study|tp|time(?:point)?|followup|fu|month|week|year|m|v)[-_]?\d+"
     r"|baseline|followup",
@@ -34,23 +34,8 @@ _SESSION_WORD = re.compile(
     re.IGNORECASE,
 )
 _SLICE = re.compile(r"(.+?)[_-]slice[_-]?(\d+)(?!\d)", re.IGNORECASE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """What a file's name and folders say of it.
-
-    Attributes:
-        subject: who was scanned.
-        session: visit, "" when there is one.
-        contrast: T1, ..., "mask", or "MRI" when no word says it.
-        slice: number of the slice, for pictures named so.
-    """
-
-    subject: str
-    session: str = ""
-    contrast: str
-    slice: int | None = None
+_DOMAIN = re.compile(r"(train(?:ing)?|val(?:id(?:at(?:e|ion))?)?|test(?:ing)?)[-_]?([AB])", re.IGNORECASE)
+"""trainA, trainB, testA, testB: CycleGAN's folders of two unpaired sets."""
 
 
 @dataclass(frozen=True)
@@ -76,58 +61,64 @@ def path_stem(file: str) -> str:
     return f"{folder}/{stem(name)}" if folder else stem(name)
 
 
-def of_volumes(files: Sequence[str], root_name: str) -> Found:
+def of_volumes(files: Sequence[str], root_name: str, wanted: Sequence[str] = ()) -> Found:
     """Places of NIfTI and other volumes: BIDS names, else a folder per subject, else a file name per subject.
 
     Args:
         files: posix paths relative to the root.
         root_name: the root's own name: the subject of files called just "T1.nii.gz" in it.
+        wanted: contrasts; a folder called like one of them holds it.
 
     Returns:
         Places; masks of the brain are left out.
     """
     brain = [f for f in files if is_brain_mask(stem(f))]
     rest = [f for f in files if not is_brain_mask(stem(f))]
-    if any(_BIDS.search(f) for f in rest):
-        found = _bids(rest)
+    if bids.is_tree(rest):
+        there, out = bids.places(rest)
+        found = Found(there, out, "BIDS names (sub-XX, ses-YY)")
     else:
-        found = _by_folder(rest, root_name) or _by_name(rest, root_name)
+        found = _by_folder(rest, root_name, wanted) or _by_name(rest, root_name, wanted)
     return Found(found.places, found.left_out | {"masks of the brain, which mark no lesion": brain}, found.rule)
 
 
-def _bids(files: Sequence[str]) -> Found:
-    places: dict[str, Place] = {}
-    out: dict[str, list[str]] = {"derivatives and sourcedata": [], "no sub-XX name": [], "no anatomical contrast": []}
-    for file in files:
-        match = _BIDS.search(file)
-        if file.split("/")[0] in ("derivatives", "sourcedata"):
-            out["derivatives and sourcedata"].append(file)
-        elif match is None:
-            out["no sub-XX name"].append(file)
-        else:
-            name = stem(file)
-            suffix = name.rsplit("_", 1)[-1]
-            contrast = MASK if suffix == "mask" else contrast_in(suffix) or ("MRA" if suffix == "angio" else None)
-            contrast = "T1ce" if contrast == "T1" and "_ce-" in name else contrast
-            if contrast is None:
-                out["no anatomical contrast"].append(file)
-                continue
-            session = re.search(r"(?:^|[/_])ses-([A-Za-z0-9]+)", file)
-            run = re.search(r"_run-0*(\d+)", name)
-            visit = [session[1]] if session else []
-            visit += [f"run-{run[1]}"] if run and run[1] != "1" else []  # run 1 goes with the other contrasts
-            places[file] = Place(subject=f"sub-{match[1]}", session="_".join(visit), contrast=contrast)
-    return Found(places, out, "BIDS names (sub-XX, ses-YY)")
+def contrast_of(file: str, wanted: Sequence[str] = ()) -> str:
+    """Contrast of a file by its names; by a folder called like a wanted contrast, or trainA, where they say none.
+
+    Args:
+        file: posix path relative to the root.
+        wanted: contrasts, such as [A, B].
+
+    Returns:
+        T1, ..., "mask", a wanted one, "A", "B", or "MRI" when nothing says it.
+    """
+    found = contrast_of_path(path_stem(file))
+    if found != UNKNOWN:
+        return found
+    for folder in reversed(file.split("/")[:-1]):
+        if own := _wanted_folder(folder, wanted):
+            return own
+        if match := _DOMAIN.fullmatch(folder):
+            return match[2].upper()
+    return UNKNOWN
 
 
-def _folders(file: str) -> tuple[list[str], str]:
+def _wanted_folder(folder: str, wanted: Sequence[str]) -> str | None:
+    return next((c for c in wanted if c.lower() == folder.lower()), None)
+
+
+def _folders(file: str, wanted: Sequence[str] = ()) -> tuple[list[str], str]:
     """The folders of a file that can name people, and its session by a folder."""
     kept, session = [], ""
     for folder in file.split("/")[:-1]:
         if _SESSION_FOLDER.fullmatch(folder):
             session = folder
         elif not (
-            folder.lower() in _WRAPPER or split_of(folder) or is_contrast_folder(folder) or is_mask_folder(folder)
+            folder.lower() in _WRAPPER
+            or split_of(folder)
+            or is_contrast_folder(folder)
+            or is_mask_folder(folder)
+            or _wanted_folder(folder, wanted)
         ):
             kept.append(folder)
     return kept, session
@@ -142,7 +133,7 @@ def _remainder(file: str) -> tuple[str, str]:
     return (rest[: match.start()] + rest[match.end() :]).strip("_-. "), match[1]
 
 
-def _by_folder(files: Sequence[str], root_name: str) -> Found | None:
+def _by_folder(files: Sequence[str], root_name: str, wanted: Sequence[str]) -> Found | None:
     """One folder per subject; None where folders rather are classes or sites: fewer of them than scans in one.
 
     In doubt the folder wins: too large a subject wastes data, a subject in two splits spoils every figure.
@@ -150,12 +141,12 @@ def _by_folder(files: Sequence[str], root_name: str) -> Found | None:
     places: dict[str, Place] = {}
     paths: dict[str, tuple[str, ...]] = {}
     for file in files:
-        folders, session = _folders(file)
+        folders, session = _folders(file, wanted)
         rest, visit = _remainder(file)
         paths[file] = tuple(folders)
         session = "_".join(filter(None, (session, visit)))
         subject = "/".join(folders) or rest or root_name
-        places[file] = Place(subject=subject, session=session, contrast=contrast_of_path(path_stem(file)))
+        places[file] = Place(subject=subject, session=session, contrast=contrast_of(file, wanted))
     tally = Counter((paths[f], p.session, p.contrast) for f, p in places.items() if paths[f])
     most: dict[tuple[str, ...], int] = {}
     for (path, _, _), n in tally.items():
@@ -170,9 +161,9 @@ def _by_folder(files: Sequence[str], root_name: str) -> Found | None:
     return Found(places, {}, "the folder that holds the scans")
 
 
-def _by_name(files: Sequence[str], root_name: str) -> Found:
+def _by_name(files: Sequence[str], root_name: str, wanted: Sequence[str]) -> Found:
     """One name per subject: what is left of it without contrast and visit."""
-    parts = {f: (_folders(f), _remainder(f)) for f in files}
+    parts = {f: (_folders(f, wanted), _remainder(f)) for f in files}
     where: dict[str, set[str]] = {}
     for (folders, _), (rest, _) in parts.values():
         where.setdefault(rest, set()).add("/".join(folders))
@@ -182,15 +173,18 @@ def _by_name(files: Sequence[str], root_name: str) -> Found:
         above = "/".join(folders) if len(where[rest]) > 1 or not rest else ""
         subject = "/".join(filter(None, (above, rest))) or root_name
         session = "_".join(filter(None, (session, visit)))
-        places[file] = Place(subject=subject, session=session, contrast=contrast_of_path(path_stem(file)))
+        places[file] = Place(subject=subject, session=session, contrast=contrast_of(file, wanted))
     return Found(places, {}, "the file name without contrast and visit")
 
 
-def of_pictures(files: Sequence[str]) -> Found:
+def of_pictures(files: Sequence[str], wanted: Sequence[str] = ()) -> Found:
     """Places of pictures: NAME_slice_12 says subject and slice; other names say no subject, so each is its own.
+
+    Pictures whose paths differ in nothing but the contrast, in the name or in a folder, have one subject: a pair.
 
     Args:
         files: posix paths relative to the root.
+        wanted: contrasts; a folder called like one of them holds it.
 
     Returns:
         Places; `patients` is False where the names say no subjects.
@@ -198,17 +192,27 @@ def of_pictures(files: Sequence[str]) -> Found:
     matches = {f: m for f in files if (m := _SLICE.match(stem(f)))}
     places = {}
     for file in files:
-        contrast = contrast_of_path(path_stem(file))
+        contrast = contrast_of(file, wanted)
+        *folders, name = path_stem(file).split("/")
+        above = "/".join(filter(None, (_common(f, wanted) for f in folders)))
         if len(matches) == len(files):
-            subject, number = without_contrast(matches[file][1]) or matches[file][1], int(matches[file][2])
+            before, number = matches[file][1], int(matches[file][2])
+            subject = without_contrast(before) or above or before  # p1/T1_slice_3.png is of p1
             places[file] = Place(subject=subject, contrast=contrast, slice=number)
         else:
-            folder, _, name = path_stem(file).rpartition("/")
-            subject = "/".join(filter(None, (folder, without_contrast(name) or name)))
+            subject = "/".join(filter(None, (above, without_contrast(name) or name)))
             places[file] = Place(subject=subject, contrast=contrast)
     if len(matches) == len(files):
         return Found(places, {}, "the names before _slice_")
     return Found(places, {}, "each picture for itself", patients=False)
+
+
+def _common(folder: str, wanted: Sequence[str]) -> str:
+    """What the folders of the contrasts of one picture share: "trainT1" and "trainT2" are "train", "T1" is ""."""
+    if is_contrast_folder(folder):
+        return without_contrast(folder)
+    bare = folder.lower() in _OF_IMAGES or is_mask_folder(folder) or _wanted_folder(folder, wanted)
+    return "" if bare else folder
 
 
 def label_folder(file: str, subject: str) -> str | None:
@@ -228,5 +232,10 @@ def label_folder(file: str, subject: str) -> str | None:
 
 
 def split_folder(file: str) -> Split | None:
-    """The train, validation or test folder a file lies in, None where it lies in none."""
-    return next((s for folder in file.split("/")[:-1] if (s := split_of(folder))), None)
+    """The train, validation or test folder (trainA, testT2) a file lies in, None where it lies in none."""
+    for folder in file.split("/")[:-1]:
+        match = _DOMAIN.fullmatch(folder)
+        word = match[1] if match else without_contrast(folder) if is_contrast_folder(folder) else folder
+        if split := split_of(word):
+            return split
+    return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mri_synth.data import split_presets
 from mri_synth.data.scan import SPLITS
 from mri_synth.data.settings import SplitSettings
 from mri_synth.errors import UserError
@@ -51,13 +52,16 @@ def counts_of(n: int, fractions: Sequence[float]) -> list[int]:
     return [int(c) for c in counts]
 
 
-def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, *, fill: bool = True) -> list[str]:
+def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, *, fill: bool = True,
+           domains: Sequence[str] = ()) -> list[str]:  # fmt: skip
     """The split of every study.
 
     Args:
         studies: records with subject, label, split and path.
         settings: `data.split`.
         fill: refuse a split that leaves train or val empty; who only looks at the data needs neither.
+        domains: the one contrast of each study, where none has two (unpaired sets): every split then has its share of
+            each. Empty elsewhere.
 
     Returns:
         "train", "val" or "test" per study; "" when a given split does not name it.
@@ -68,12 +72,13 @@ def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, *, fil
     shares = settings.fractions
     if wrong := settings.problems(vars(settings)):
         raise UserError("\n".join(wrong))
+    domains = domains or [""] * len(studies)
     if settings.by == "given":
-        return _given(studies, settings)
-    groups = _groups(studies, settings)
+        return _given(studies, settings, domains)
+    groups = _groups(studies, settings, domains)
     names = sorted(set(groups), key=natural)
-    np.random.default_rng([settings.seed, 1]).shuffle(names)
-    counts = counts_of(len(names), shares)
+    where = _shared_out(groups, domains, shares, settings.seed)
+    counts = [list(where.values()).count(split) for split in SPLITS]
     if fill and (counts[0] == 0 or counts[1] == 0):
         alone = len(names) == 1 and settings.by == "subject"
         raise UserError(
@@ -82,29 +87,64 @@ def assign(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, *, fil
             + (" or a smaller data.split.block_size" if settings.by == "block" else "")
             + (ALONE.format(names[0]) if alone else "")
         )
-    where = dict(zip(names, np.repeat(SPLITS, counts).tolist(), strict=True))
     return [where[g] for g in groups]
 
 
-def _groups(studies: Sequence[Mapping[str, Any]], settings: SplitSettings) -> list[str]:
+def _shared_out(groups: Sequence[str], domains: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
+    """Group to split: a shuffle of the groups of each domain, cut by the shares.
+
+    Every domain is shuffled alike, so that where two have as many blocks each, the same ones go together.
+    """
+    has: dict[str, set[str]] = defaultdict(set)
+    for group, domain in zip(groups, domains, strict=True):
+        has[group].add(domain)
+    strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for group in sorted(has, key=natural):
+        strata[tuple(sorted(has[group]))].append(group)
+    where: dict[str, str] = {}
+    for names in strata.values():
+        np.random.default_rng([seed, 1]).shuffle(names)
+        where |= dict(zip(names, np.repeat(SPLITS, counts_of(len(names), shares)).tolist(), strict=True))
+    return where
+
+
+def _groups(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, domains: Sequence[str]) -> list[str]:
     if settings.by == "subject":
         return [s["subject"] for s in studies]
+    return _blocks(studies, settings.block_size, domains)
+
+
+def _blocks(studies: Sequence[Mapping[str, Any]], size: int, domains: Sequence[str]) -> list[str]:
+    """Neighbours in natural order within a class stay together, those of each domain by themselves.
+
+    Where subjects are in two domains (as the partners of `data.pairs`), the second follows the first, and what has no
+    partner its neighbours.
+    """
     order = sorted(range(len(studies)), key=lambda i: (studies[i]["label"] or "", natural(studies[i]["path"])))
     seen: dict[str, int] = defaultdict(int)
     groups = [""] * len(studies)
-    for i in order:  # neighbours in natural order within a class stay together
-        label = studies[i]["label"] or ""
-        groups[i] = f"{label}/block-{seen[label] // settings.block_size:05d}"
-        seen[label] += 1
+    of_subject: dict[str, str] = {}
+    for domain in dict.fromkeys(domains[i] for i in order):
+        own = [i for i in order if domains[i] == domain]
+        followers = {i: of_subject[s] for i in own if (s := studies[i]["subject"]) in of_subject} if domain else {}
+        last = next(iter(followers.values()), "")
+        for i in own:
+            label = "/".join(filter(None, (domain, studies[i]["label"])))
+            groups[i] = last = followers.get(i, last) if followers else f"{label}/block-{seen[label] // size:05d}"
+            seen[label] += 1
+        if domain:
+            of_subject |= {studies[i]["subject"]: groups[i] for i in own}
     return groups
 
 
-def _given(studies: Sequence[Mapping[str, Any]], settings: SplitSettings) -> list[str]:
+def _given(studies: Sequence[Mapping[str, Any]], settings: SplitSettings, domains: Sequence[str]) -> list[str]:
     if settings.file:
-        table = read_manifest(Path(settings.file))
+        table = _table(settings.file, studies)
         splits = [table.get(s["subject"], DROPPED) for s in studies]
     else:
         splits = [s["split"] or DROPPED for s in studies]
+        if "train" in splits and "val" not in splits:
+            splits = _with_val(studies, splits, settings, domains)
     if not any(splits):
         what = f"the manifest {settings.file} names none of the subjects" if settings.file else "this data has no split"
         example = studies[0]["subject"] if studies else "none"
@@ -113,6 +153,36 @@ def _given(studies: Sequence[Mapping[str, Any]], settings: SplitSettings) -> lis
     if left:
         log.warning("%d of %d subjects are in no split of %s: %s%s", len(left), len({s["subject"] for s in studies}),
                     settings.file or "the data set", ", ".join(left[:5]), ", ..." if len(left) > 5 else "")  # fmt: skip
+    return splits
+
+
+def _table(file: str, studies: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Subject to split, by a preset or a manifest."""
+    if not file.startswith(split_presets.PREFIX):
+        return read_manifest(Path(file))
+    if not split_presets.known(file):
+        raise UserError(split_presets.unknown(file))
+    name = file.removeprefix(split_presets.PREFIX)
+    listed = split_presets.manifest(file)
+    return read_manifest(listed) if listed else split_presets.RULES[name].apply(name, studies)
+
+
+def _with_val(studies: Sequence[Mapping[str, Any]], splits: list[str], settings: SplitSettings,
+              domains: Sequence[str]) -> list[str]:  # fmt: skip
+    """Val out of train where a data set has no val of its own: by subject, or by blocks where each file is its own."""
+    train = [i for i, split in enumerate(splits) if split == "train"]
+    some, of_some = [studies[i] for i in train], [domains[i] for i in train]
+    alone = len({s["subject"] for s in some}) == len(some)
+    groups = _blocks(some, settings.block_size, of_some) if alone else [s["subject"] for s in some]
+    ours, theirs = settings.fractions[:2]
+    if not theirs:
+        return splits
+    where = _shared_out(groups, of_some, [ours / (ours + theirs), theirs / (ours + theirs), 0], settings.seed)
+    for i, group in zip(train, groups, strict=True):
+        splits[i] = where[group]
+    log.warning("data.split.by=given: the data set has no val, so %d of its %d train files become val, %s in the "
+                "shares of data.split.fractions", splits.count("val"), len(train),
+                f"{settings.block_size} neighbours at a time" if alone else "by subject")  # fmt: skip
     return splits
 
 

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from mri_synth.errors import UserError
 from mri_synth.weights.known import Weight
-from mri_synth.weights.web import NoGoodError, Settings, local, opened, pip_settings, read
+from mri_synth.weights.web import NoGoodError, Settings, chunks, local, opened, pip_settings, read
 
 _CHUNK = 1 << 18
 
@@ -119,19 +119,15 @@ def _download(url: str, part: Path, size: int, sha256: str, settings: Settings, 
         NoGoodError: it cannot be had whole, or is something else.
         OSError: the file cannot be written.
     """
-    from tqdm import tqdm
-
     digest, seen = hashlib.sha256(), 0
     name = unquote(Path(urlsplit(url).path).name)
     with (
         opened(url, settings) as answer,
         part.open("wb") as file,
-        tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=not progress, mininterval=0.5) as bar,
     ):
-        while chunk := read(answer, _CHUNK):
+        for chunk in chunks(answer, name, size, progress):
             file.write(chunk)
             digest.update(chunk)
-            bar.update(len(chunk))
             seen += len(chunk)
             if seen > size:
                 raise NoGoodError(f"longer than the {size} bytes it should have: another file; refused")

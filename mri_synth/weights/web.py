@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,20 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 PYPI = "https://pypi.org/simple"
 TIMEOUT_S = 30
+_CHUNK = 1 << 18
 
 
 class NoGoodError(Exception):
-    """A source does not have the file; the next may."""
+    """A source does not have the file; the next may.
+
+    Args:
+        why: in words.
+        code: of the server's answer; 0 without one.
+    """
+
+    def __init__(self, why: str, code: int = 0) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 @dataclass
@@ -89,12 +100,13 @@ def local(url: str) -> str:
     return urllib.request.url2pathname(urlsplit(url).path) if url.startswith("file:") else url
 
 
-def opened(url: str, settings: Settings) -> Any:
+def opened(url: str, settings: Settings, headers: Mapping[str, str] | None = None) -> Any:
     """The answer of an address, which may be a file's.
 
     Args:
         url: http, https or file.
         settings: certificate, proxy, logins.
+        headers: further ones of the request.
 
     Returns:
         To be read and closed.
@@ -104,7 +116,8 @@ def opened(url: str, settings: Settings) -> Any:
     """
     if url.startswith("file:") and Path(local(url)).is_dir():
         url = f"{url.rstrip('/')}/index.html"
-    request = urllib.request.Request(url, headers={"User-Agent": "mri-synth", "Accept": "text/html, */*"})
+    sent = {"User-Agent": "mri-synth", "Accept": "text/html, */*", **(headers or {})}
+    request = urllib.request.Request(url, headers=sent)
     if login := settings.logins.get(urlsplit(url).netloc):
         request.add_unredirected_header("Authorization", login)
     try:
@@ -114,7 +127,7 @@ def opened(url: str, settings: Settings) -> Any:
         return urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         why = {401: "login needed", 403: "refused", 404: "no such page or file"}.get(error.code, error.reason)
-        raise NoGoodError(f"{error.code}, {why}") from None
+        raise NoGoodError(f"{error.code}, {why}", error.code) from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
         raise NoGoodError(f"cannot be reached: {getattr(reason, 'strerror', None) or reason}") from None
@@ -132,3 +145,28 @@ def read(answer: Any, n: int) -> bytes:
         return bytes(answer.read(n))
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise NoGoodError(f"broke off: {error or type(error).__name__}") from None
+
+
+def chunks(answer: Any, name: str, total: int | None, progress: bool, start: int = 0) -> Iterator[bytes]:
+    """What an answer holds, piece by piece, with a bar.
+
+    Args:
+        answer: of `opened`.
+        name: beside the bar.
+        total: bytes of the whole file; None where it is not known.
+        progress: show the bar.
+        start: bytes that are there already.
+
+    Yields:
+        Pieces, none empty.
+
+    Raises:
+        NoGoodError: it breaks off.
+    """
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=start, desc=name, unit="B", unit_scale=True, disable=not progress,
+              mininterval=0.5) as bar:  # fmt: skip
+        while chunk := read(answer, _CHUNK):
+            yield chunk
+            bar.update(len(chunk))
