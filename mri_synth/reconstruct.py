@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from mri_synth import __version__
 from mri_synth.data.frame import Frame
-from mri_synth.data.intensity import Array, Intensity, fit_intensity
-from mri_synth.data.nifti import whole_file
+from mri_synth.data.intensity import Array, Intensity
 from mri_synth.data.prepare import FOREGROUND
-from mri_synth.data.settings import IntensitySettings, Plane
-from mri_synth.data.volume import Volume, check_target, from_slices, read, save_like, to_slices
+from mri_synth.data.settings import Plane
+from mri_synth.data.volume import Volume, check_target, from_slices, read, save_like
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
-from mri_synth.metrics.scores import PROTOCOLS, ImageScores
+from mri_synth.metrics.scores import PROTOCOLS
 from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model
-
-log = logging.getLogger(__name__)
+from mri_synth.through import back, mean_scores, preparation, ready, sidecar_of, stem_of, unwindowed, warn, write_json
 
 
 def reconstruct(
@@ -67,25 +61,23 @@ def reconstruct(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: 1 or more slices at once.")
     model = load_model(checkpoint)
-    how = _preparation(model, checkpoint)
+    if not model.reconstructs():
+        raise UserError(
+            f"{checkpoint}: its model, {type(model).__name__}, does not reconstruct images. Give a checkpoint of one "
+            "that does, such as model=vqvae."
+        )
+    how = preparation(model, checkpoint)
     volume = read(source, series)
     check_target(volume, output)
-    sidecar = _sidecar(output)
+    sidecar = sidecar_of(output)
     maps = _maps(volume, output) if residual else {}
 
-    slices = to_slices(volume, how["plane"])
-    intensity = fit_intensity(volume.array, IntensitySettings(**how["intensity"]), str(source))
-    height, width = slices.images.shape[1:]
-    frame = Frame.fit((height, width), slices.spacing_mm, how["size"], how["fit"], how["spacing_mm"])
-    prepared = intensity.apply(slices.images)
-    outside = _foreground_outside(prepared, frame)
-    _warn(model, volume, frame, outside)
-    if (clipped := intensity.clipped(volume.array)) > 0.01:
-        log.warning("%s: %.2g %% of the voxels lie beyond %g to %g, which the model knows for this file, and "
-                    "come back as these", volume.name, 100 * clipped, intensity.low, intensity.high)  # fmt: skip
-    images = frame.apply(prepared, fill=-1)
-    made, scores = _through(model.to(place).eval(), images, batch_size, place)
-    array = from_slices(intensity.invert(frame.invert(made, fill=-1)), volume, how["plane"])
+    source_ready = ready(volume, how)
+    warn(model, source_ready)
+    frame, images, intensity = source_ready.frame, source_ready.images, source_ready.intensity
+    assert intensity is not None
+    made = _through(model.to(place).eval(), images, batch_size, place)
+    array = intensity.invert(back(made, source_ready, how))
 
     name = type(model).__name__
     save_like(array, volume, output, f"synthetic: mri_synth {__version__}, {name}")
@@ -94,7 +86,7 @@ def reconstruct(
         values, meaning = (_residual if kind == "residual" else _score)(
             volume, array, images, made, frame, how["plane"]
         )
-        save_like(values, _unwindowed(volume), path, f"{kind}, derived: mri_synth {__version__}, {name}", "float32")
+        save_like(values, unwindowed(volume), path, f"{kind}, derived: mri_synth {__version__}, {name}", "float32")
         written[path.name] = meaning
     about = {
         "synthetic": f"reconstruction by mri_synth {__version__}; not a measured image",
@@ -105,80 +97,28 @@ def reconstruct(
         "slices": len(images),
         "frame_spacing_mm": list(frame.spacing_mm),
         "share_of_view_covered": frame.covered,
-        "share_of_foreground_outside": outside,
-        "intensity": {"low": intensity.low, "high": intensity.high, "clipped": intensity.clipped(volume.array)},
-        "scores_in_frame": scores,
+        "share_of_foreground_outside": source_ready.outside,
+        "intensity": {"low": intensity.low, "high": intensity.high, "clipped": source_ready.clipped},
+        "scores_in_frame": mean_scores(made, images, batch_size),
         "protocols": PROTOCOLS,
         "errors_in_source_units": _errors(array, volume, intensity),
         **({"maps": written} if written else {}),
     }
-    with whole_file(sidecar) as part:
-        part.write_text(json.dumps(about, indent=2) + "\n")
+    write_json(sidecar, about)
     return output
 
 
-def _preparation(model: SynthModule, checkpoint: Path) -> dict[str, Any]:
-    """How the model's training files were prepared: plane, fit, size, spacing_mm, intensity."""
-    name = type(model).__name__
-    if not model.reconstructs():
-        raise UserError(
-            f"{checkpoint}: its model, {name}, does not reconstruct images. Give a checkpoint of one that does, such "
-            "as model=vqvae."
-        )
-    if model.spec.channels != 1:
-        raise UserError(f"{checkpoint}: its model, {name}, takes {model.spec.channels} channels; one file has 1.")
-    keys = ("plane", "fit", "size", "spacing_mm", "intensity")
-    if missing := [k for k in keys if k not in model.spec.preparation]:
-        raise UserError(
-            f"{checkpoint}: does not say how its training files were prepared ({', '.join(missing)} missing), so a new "
-            "file cannot be brought to it. Give a checkpoint that `python -m mri_synth.run` wrote."
-        )
-    return {k: model.spec.preparation[k] for k in keys}
-
-
 @torch.no_grad()
-def _through(
-    model: SynthModule, images: Array, batch_size: int, device: torch.device
-) -> tuple[Array, dict[str, float | None]]:
-    """(N, size, size) images in [-1, 1] through the model, and mean scores over slices (None where undefined)."""
+def _through(model: SynthModule, images: Array, batch_size: int, device: torch.device) -> Array:
+    """(N, size, size) images in [-1, 1] through the model."""
     made = np.empty_like(images)
-    scores = ImageScores()
     for start in range(0, len(images), batch_size):
         x = torch.from_numpy(images[start : start + batch_size])[:, None]
         x_hat = model.reconstruct(x.to(device)).float().clamp(-1, 1).cpu()
         if x_hat.shape != x.shape:
             raise UserError(f"{type(model).__name__} gave {tuple(x_hat.shape)} for {tuple(x.shape)}: not usable.")
         made[start : start + len(x)] = x_hat[:, 0].numpy()
-        scores.update(x_hat, x, torch.arange(start, start + len(x)))
-    with np.errstate(invalid="ignore"):
-        values = {name: v[np.isfinite(v)] for name, v in scores.compute().items() if name != "index"}
-    return made, {name: float(v.mean()) if len(v) else None for name, v in values.items()}
-
-
-def _warn(model: SynthModule, volume: Volume, frame: Frame, outside: float) -> None:
-    """Of a file unlike those that the model was trained on."""
-    if outside > 0:
-        log.warning(
-            "%s: %.2g %% of the foreground lie outside the model's %dx%d frame and are left empty",
-            volume.name, 100 * outside, frame.size, frame.size,
-        )  # fmt: skip
-    if model.spec.plane is None and not volume.picture:
-        plane = model.spec.preparation["plane"]
-        log.warning(
-            "%s: the model was trained on pictures of unknown plane; its slices are taken as %s", volume.name, plane
-        )
-    here, there = frame.spacing_mm, model.spec.spacing_mm
-    placed = volume.source is None or volume.source.kind != "picture"  # a PNG's spacing is not known
-    if placed and there is not None and not np.allclose(here, there, rtol=0.1):
-        log.warning(
-            "%s: pixels of %.2f x %.2f mm, the model was trained on %.2f x %.2f mm", volume.name, *here, *there
-        )  # fmt: skip
-
-
-def _foreground_outside(images: Array, frame: Frame) -> float:
-    """Share of the foreground's pixels, over all slices, whose centres lie outside the frame."""
-    foreground = images > FOREGROUND
-    return float((foreground & ~frame.shown()).sum() / max(1, foreground.sum()))
+    return made
 
 
 def _errors(array: Array, volume: Volume, intensity: Intensity) -> dict[str, float | None]:
@@ -196,7 +136,7 @@ def _maps(volume: Volume, output: Path) -> dict[str, Path]:
     if volume.source is not None and volume.source.kind == "picture":
         raise UserError(f"{volume.name}: a picture, and its residual has signs and fractions that a PNG does not hold. "
                         "Leave out --residual, or store the picture as NIfTI first.")  # fmt: skip
-    stem, ending = _stem(output), output.name[len(_stem(output)) :]
+    stem, ending = stem_of(output), output.name[len(stem_of(output)) :]
     paths = {kind: output.with_name(f"{stem}_{kind}{ending}") for kind in ("residual", "score")}
     for path in paths.values():
         check_target(volume, path)
@@ -216,29 +156,3 @@ def _score(volume: Volume, array: Array, images: Array, made: Array, frame: Fram
 
     values = from_slices(frame.invert(score(images, made, frame.spacing_mm), fill=0), volume, plane)
     return values, f"anomaly score: {MEANING}"
-
-
-def _unwindowed(volume: Volume) -> Volume:
-    """The volume without the display window of its header, in which a map would be black."""
-    source = volume.source
-    if source is None or source.header is None:
-        return volume
-    header = source.header.copy()
-    header["cal_min"] = header["cal_max"] = 0
-    return replace(volume, source=replace(source, header=header))
-
-
-def _stem(path: Path) -> str:
-    """The name without its ending."""
-    name = path.name
-    for ending in (".gz", ".nii", ".png"):
-        name = name[: -len(ending)] if name.lower().endswith(ending) else name
-    return name
-
-
-def _sidecar(output: Path) -> Path:
-    """The JSON beside the output, unless there is one that is not ours."""
-    path = output.with_name(f"{_stem(output)}.json")
-    if path.exists() and '"synthetic"' not in path.read_text(errors="replace"):
-        raise UserError(f"{path}: belongs to another file and would be overwritten. Give the output another name.")
-    return path

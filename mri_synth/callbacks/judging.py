@@ -17,6 +17,7 @@ from torch import Tensor
 from mri_synth.callbacks.checkpoints import Checkpoints, random_state, set_random_state
 from mri_synth.config import FEATURES
 from mri_synth.data.stored import cache_folder
+from mri_synth.data.views import Images
 from mri_synth.errors import UserError
 from mri_synth.judgement import labels_in_turn
 from mri_synth.metrics import diversity, kid
@@ -24,6 +25,7 @@ from mri_synth.metrics.extraction import features_of, stored_features
 from mri_synth.metrics.features import Features, load_features
 from mri_synth.metrics.pool import Pool, Reals
 from mri_synth.models.base import SynthModule
+from mri_synth.models.schedule import rates
 from mri_synth.sample import draw
 
 log = logging.getLogger(__name__)
@@ -99,14 +101,15 @@ class Judging(pl.Callback):
         """What cannot be had ends the run before its training."""
         if stage != "fit":
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        count = min(len(data.view("val")), MOST_REAL)
+        count = min(len(real_images(trainer)), MOST_REAL)
         if count < 2:
             raise UserError("samples are judged against validation images, and there is 1; give more by data.split, or "
                             "another model: this one's best.ckpt is chosen by val/kid, or trainer.judge_every asks for "
                             "it")  # fmt: skip
         self.space = space_of(self.word, trainer.strategy.root_device)
-        self.said = f"{self.samples} samples against {count} validation images, in {self._mark}"
+        assert isinstance(pl_module, SynthModule)
+        made = "translations" if pl_module.translates() else "samples"
+        self.said = f"{self.samples} {made} against {count} validation images, in {self._mark}"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Values in two feature spaces are not compared: a resume in another one chooses the best anew."""
@@ -138,11 +141,13 @@ class Judging(pl.Callback):
             log.info("val/kid: %s; the first took %.1f s", self.said, time.monotonic() - started)
         if self.verdict is None:
             pl_module.alarm("samples are not finite: no val/kid could be had of some epoch. Remedies, in this order: "
-                            "trainer.precision=32-true, a lower learning rate")  # fmt: skip
+                            f"trainer.precision=32-true, a lower {rates(pl_module.hparams)}")  # fmt: skip
             return
         values = {f"val/{k}": v for k, v in asdict(self.verdict).items() if v is not None and k != "mean_correlation"}
         if self._real_logged:
             values.pop("val/ms_ssim_real", None)
+        if not pl_module.grown:  # what is coarse can be nearer to real images than the first that is not
+            values.pop("val/kid")
         self._real_logged = True
         for name, value in values.items():
             pl_module.log(name, value, prog_bar=name == pl_module.monitor[0])
@@ -160,11 +165,18 @@ class Judging(pl.Callback):
         """All samples and their features: whole on the first rank, drawn in parts by all."""
         assert self.space is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        labels = labels_in_turn(model, data, self.samples)
+        labels = labels_in_turn(model, data, self.samples) if model.samples() else None
+        sources = data.view("val") if model.translates() else None
+        items = np.random.default_rng(0).permutation(len(sources or ()))[: self.samples].tolist()
+        count = self.samples if sources is None else len(items)
         mine: dict[int, tuple[Tensor, NDArray[np.float32]]] = {}
-        for part in range(trainer.global_rank * BATCH, self.samples, trainer.world_size * BATCH):
-            seeds = range(part, min(part + BATCH, self.samples))
-            images = draw(model, seeds, None if labels is None else labels[seeds.start : seeds.stop], {})
+        for part in range(trainer.global_rank * BATCH, count, trainer.world_size * BATCH):
+            seeds = range(part, min(part + BATCH, count))
+            if sources is None:
+                images = draw(model, seeds, None if labels is None else labels[seeds.start : seeds.stop], {})
+            else:
+                batch = sources.__getitems__(items[seeds.start : seeds.stop])
+                images = model.translate(batch.image.to(model.device)).float().clamp(-1, 1).cpu()
             finite = bool(torch.isfinite(images).all())
             empty = np.zeros((len(images), self.space.dim), np.float32)
             mine[part] = (images, features_of(images, self.space, BATCH) if finite else empty)
@@ -187,8 +199,7 @@ class Judging(pl.Callback):
     def _reals(self, trainer: pl.Trainer) -> tuple[Pool, float | None, NDArray[np.float64]]:
         """Validation images with their features, the MS-SSIM of their pairs, and their mean."""
         assert self.space is not None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        view = data.view("val")
+        data, view = trainer.datamodule, real_images(trainer)  # type: ignore[attr-defined]
         items = np.sort(np.random.default_rng(0).permutation(len(view))[:MOST_REAL])
         features = stored_features(view, self.space, cache_folder(data.cache), BATCH, items)
         pool = Pool(("val",), (Reals(view, items, features),))
@@ -211,6 +222,20 @@ class Judging(pl.Callback):
         self._before, self._real_logged = state_dict["space"], state_dict["real_logged"]
 
 
+def real_images(trainer: pl.Trainer) -> Images:
+    """Validation images that what is made must look like: of the goal's contrast where one is made of another.
+
+    Args:
+        trainer: with its data module.
+
+    Returns:
+        Their view.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    view: Images = data.view("val")
+    return view if view.goal is None else Images(data.store, data.split_rows["val"], [view.goal])
+
+
 def make_judging(model: SynthModule, every: int | None, samples: int, word: str, val_every: int) -> Judging | None:
     """Judgement of samples in training, where it is asked for or chooses the best checkpoint.
 
@@ -229,7 +254,7 @@ def make_judging(model: SynthModule, every: int | None, samples: int, word: str,
     """
     if every is None and model.monitor[0] not in Judging.METRICS:
         return None
-    if not model.samples():
+    if not model.samples() and not model.translates():
         raise UserError(
             f"trainer.judge_every={every}: {type(model).__name__} makes no new images to judge; leave it null"
         )

@@ -68,8 +68,9 @@ class Pictures(pl.Callback):
         rows: dict[str, Any] = {}
         for name, images in visuals.items():
             rows[name] = images.float().cpu().numpy()
-            if name == "reconstruction":
-                rows["|difference|"] = drawing.error(rows[name], rows["original"])
+            truth = "original" if name == "reconstruction" else name.removeprefix("synthetic ")
+            if truth != name and truth in visuals:
+                rows[f"|{name} - {truth}|"] = drawing.error(rows[name], visuals[truth].float().cpu().numpy())
         metric = pl_module.monitor[0]
         value = trainer.callback_metrics.get(metric)
         written = f" · {metric} {float(value):.4f}" if value is not None and epoch >= 0 else ""

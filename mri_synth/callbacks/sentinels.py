@@ -16,6 +16,7 @@ from mri_synth.callbacks.loggers import alert
 from mri_synth.data.batch import Batch
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
+from mri_synth.models.schedule import rates
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +97,8 @@ class NonFinite(pl.Callback):
             )
         text = (
             f"the loss was not finite at step {step} (epoch {epoch}).{saved} last.ckpt, if any, is from before it. "
-            "Remedies, in this order: a lower model.lr, trainer.gradient_clip=1, trainer.precision=32-true, and "
-            "mri-synth describe for the intensities of these subjects."
+            f"Remedies, in this order: a lower {rates(trainer.lightning_module.hparams)}, trainer.gradient_clip=1, "
+            "trainer.precision=32-true, and mri-synth describe for the intensities of these subjects."
         )
         if trainer.is_global_zero:
             alert(trainer.loggers, "the loss was not finite", text)

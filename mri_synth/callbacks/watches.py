@@ -27,7 +27,8 @@ By `gan_loss`; that of wgan cannot saturate. Where a method does not say which i
 """
 REMEDIES = {
     "augment": "model.augment=[translation,cutout]", "beta": "a smaller model.beta", "lr": "a smaller model.lr",
-    "channels_d": "a smaller model.channels_d", "lambda_identity": "a larger model.lambda_identity",
+    "channels_d": "a smaller model.channels_d", "lambda_cycle": "a larger model.lambda_cycle",
+    "lambda_identity": "a larger model.lambda_identity",
     "lambda_l1": "a larger model.lambda_l1", "lr_d": "a smaller model.lr_d", "lr_g": "a smaller model.lr_g",
     "r1_gamma": "a larger model.r1_gamma", "temperature": "a larger model.temperature",
 }  # fmt: skip
@@ -70,7 +71,11 @@ class Watch(pl.Callback):
 
 
 class ModeCollapse(Watch):
-    """Samples that are far more alike than real images; from a quarter of the training on, since at first all are."""
+    """Samples that are far more alike than real images; from a quarter of the training on, since at first all are.
+
+    A method that grows is looked at once it has its full size: MS-SSIM says nothing of images of 4 or 8 pixels, and
+    enlarged ones are all alike.
+    """
 
     LEAST_STEPS = 500
 
@@ -86,7 +91,8 @@ class ModeCollapse(Watch):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare pairs of samples with pairs of real images."""
         verdict = self.judging.verdict
-        early = progress(trainer) < 0.25 or trainer.global_step < self.LEAST_STEPS
+        assert isinstance(pl_module, SynthModule)
+        early = progress(trainer) < 0.25 or trainer.global_step < self.LEAST_STEPS or not pl_module.grown
         if early or verdict is None or verdict.ms_ssim is None or verdict.ms_ssim_real is None:
             return
         fake, real = verdict.ms_ssim, verdict.ms_ssim_real
@@ -117,8 +123,8 @@ class ContrastInversion(Watch):
         if trainer.state.fn != "fit" or batch_idx:
             return
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            both = output_and_target(pl_module, batch)
-        pairs = [] if both is None else list(zip(*(x.float().cpu().numpy() for x in both), strict=True))
+            outcome = pl_module.outcome(batch.part(slice(LOOKED_AT)))
+        pairs = [] if outcome is None else list(zip(*(x.float().cpu().numpy() for x in outcome[:2]), strict=True))
         values = [correlation(a, b) for a, b in pairs]
         self._sums = torch.tensor([sum(values), len(values)], device=pl_module.device)
 
@@ -225,20 +231,3 @@ def progress(trainer: pl.Trainer) -> float:
     shares = [(trainer.current_epoch + 1) / trainer.max_epochs] if trainer.max_epochs else []
     steps = getattr(trainer.lightning_module, "max_steps", None)
     return max([*shares, trainer.global_step / steps] if steps else shares, default=1.0)
-
-
-def output_and_target(model: SynthModule, batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """What a method makes of a batch, and what it should be: of translation, or of reconstruction.
-
-    Args:
-        model: any.
-        batch: of validation.
-
-    Returns:
-        Two (B, C, H, W) of its first items; None for methods that do neither.
-    """
-    translate = getattr(model, "translate", None)
-    source = batch.image[:LOOKED_AT]
-    if translate is not None and batch.target is not None:
-        return translate(source), batch.target[:LOOKED_AT]
-    return (model.reconstruct(source), source) if model.reconstructs() else None

@@ -1,4 +1,4 @@
-"""What an SSIM must be read against: a trivial baseline, and on phantoms the ceiling that noise sets."""
+"""What a score must be read against: trivial baselines, and on phantoms the ceiling that noise sets."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from torch import Tensor
 
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch
-from mri_synth.data.prepare import FOREGROUND, Study, prepare
+from mri_synth.data.prepare import Study, prepare
 from mri_synth.data.scan import Scan
 from mri_synth.data.settings import IntensitySettings, SliceSettings
 from mri_synth.data.store import SCALE
 from mri_synth.data.volume import Volume
-from mri_synth.metrics.ssim import foreground_ssim, ssim
+from mri_synth.metrics.scores import image_scores
 
 NOTES = {
-    "baseline/ssim": "the mean training image in place of every reconstruction",
-    "ceiling/ssim": "the noise-free phantom in place of its reconstruction: what is left is noise, and no model that "
-    "does not copy noise comes above it",
+    "baseline/ssim": "the mean training image in place of every reconstruction or translation",
+    "copy/ssim": "the source in place of its translation",
+    "ceiling/ssim": "the noise-free phantom in place of its reconstruction or translation: what is left is noise, and "
+    "no model that does not copy noise comes above it",
 }
+SCORES = ("ssim", "ssim_foreground", "psnr")
 
 
 def references(data: MRIDataModule) -> dict[str, float]:
@@ -33,18 +35,29 @@ def references(data: MRIDataModule) -> dict[str, float]:
         data: set up.
 
     Returns:
-        "baseline/ssim", "baseline/ssim_foreground", and where data can be simulated without noise "ceiling/...".
+        "baseline/ssim", "baseline/ssim_foreground", "baseline/psnr", where one contrast is made of another "copy/...",
+        and where data can be simulated without noise "ceiling/...".
     """
     test = data.view("test")
     if not len(test):
         return {}
     mean = mean_image(data)
-    out = _score("baseline", ((b.image, mean.expand_as(b.image)) for b in _batches(test)))
-    return out | _score("ceiling", _noise_free(data))
+    out = _score("baseline", ((x, mean.expand_as(x)) for x, _ in map(_truth, _batches(test))))
+    if test.goal is not None and test.sources[0] in data.contrasts:
+        out |= _score("copy", ((x, image[:, :1]) for x, image in map(_truth, _batches(test))))
+    return out | _score("ceiling", _noise_free(data, test.goal))
+
+
+def _truth(batch: Batch) -> tuple[Tensor, Tensor]:
+    """What a method must arrive at, and where it starts, of those items of which both are known."""
+    if batch.target is None:
+        return batch.image, batch.image
+    here = slice(None) if batch.paired is None else batch.paired
+    return batch.target[here], batch.image[here]
 
 
 def mean_image(data: MRIDataModule, at_most: int = 2000) -> Tensor:
-    """Mean of the training images.
+    """Mean of the training images, of the goal's contrast where one is made of another.
 
     Args:
         data: set up.
@@ -56,7 +69,8 @@ def mean_image(data: MRIDataModule, at_most: int = 2000) -> Tensor:
     items = data.view("train")
     total, count = torch.zeros(()), 0
     for batch in _batches(items, max(1, len(items) // at_most)):
-        total, count = total + batch.image.sum(0, keepdim=True), count + len(batch)
+        image = batch.image if batch.target is None else batch.target
+        total, count = total + image.sum(0, keepdim=True), count + len(image)
     return total / count
 
 
@@ -66,13 +80,13 @@ def _batches(items: Any, step: int = 1, size: int = 64) -> Iterator[Batch]:
         yield items.__getitems__(chosen[start : start + size])
 
 
-def _noise_free(data: MRIDataModule) -> Iterator[tuple[Tensor, Tensor]]:
+def _noise_free(data: MRIDataModule, goal: str | None) -> Iterator[tuple[Tensor, Tensor]]:
     """(test images, the same without noise in the same intensity scale) of each test scan that can be had so."""
     store, test = data.store, data.split_rows["test"]
     used = {(f["path"], f["contrast"]): f for f in data.manifest if f["split"] == "test" and f["low"] is not None}
     every = SliceSettings(unit="index")  # the store has chosen: by noisy intensities
     for scan in data.found:
-        file = used.get((str(scan.path), scan.contrast))
+        file = used.get((str(scan.path), scan.contrast)) if goal in (None, scan.contrast) else None
         clean = data.noise_free(scan) if file else None
         if file is None or clean is None:
             continue
@@ -97,14 +111,7 @@ def _always(volume: Volume) -> Callable[[Scan], Volume]:
 
 
 def _score(name: str, pairs: Iterator[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    plain, foreground = [], []
-    for x, x_hat in pairs:
-        a, b = (x_hat + 1) / 2, (x + 1) / 2
-        plain.append(ssim(a, b))
-        foreground.append(foreground_ssim(a, b, (x > FOREGROUND).any(1, keepdim=True)))
-    if not plain:  # measured data have no noise-free twins
+    scores = [image_scores(x_hat, x) for x, x_hat in pairs if len(x)]
+    if not scores:  # measured data have no noise-free twins
         return {}
-    return {
-        f"{name}/ssim": float(torch.cat(plain).mean()),
-        f"{name}/ssim_foreground": float(torch.cat(foreground).nanmean()),
-    }
+    return {f"{name}/{score}": float(torch.cat([s[score] for s in scores]).nanmean()) for score in SCORES}

@@ -13,20 +13,44 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from mri_synth.data.prepare import FOREGROUND
-from mri_synth.metrics.ssim import PROTOCOL, foreground_ssim, mae, psnr, ssim
+from mri_synth.metrics.lpips import PROTOCOL as LPIPS_PROTOCOL
+from mri_synth.metrics.lpips import lpips
+from mri_synth.metrics.ssim import (
+    PROTOCOL,
+    foreground_mae,
+    foreground_nmse,
+    foreground_psnr,
+    foreground_ssim,
+    mae,
+    nmse,
+    psnr,
+    ssim,
+)
 
 PROTOCOLS = {
     "ssim": PROTOCOL,
     "ssim_foreground": "the same map averaged over the foreground (original above 10 % of the range)",
     "psnr": "PSNR in dB, data range 1 on [0, 1], whole frame",
     "mae": "mean absolute error on [0, 1], whole frame",
+    "nmse": "squared error over the original's squares, on [0, 1], whole frame",
+    "psnr_foreground": "PSNR in dB, data range 1 on [0, 1], over the foreground (original above 10 % of the range)",
+    "mae_foreground": "mean absolute error on [0, 1], over the same foreground",
+    "nmse_foreground": "squared error over the original's squares, on [0, 1], over the same foreground",
+    "lpips": LPIPS_PROTOCOL,
+    "lpips_foreground": f"{LPIPS_PROTOCOL}; both images black outside of the same foreground",
 }
+"""Of every score that stands under its bare name; those of published habits are in `protocols.HABITS`."""
 EXPLAINED: dict[str, Callable[..., Any]] = {
     "ssim": ssim,
     "ssim_10": ssim,
     "ssim_foreground": foreground_ssim,
     "psnr": psnr,
     "mae": mae,
+    "nmse": nmse,
+    "psnr_foreground": foreground_psnr,
+    "mae_foreground": foreground_mae,
+    "nmse_foreground": foreground_nmse,
+    "lpips": lpips,
 }
 """Whose docstrings stand under the curves."""
 
@@ -39,7 +63,8 @@ def image_scores(x_hat: Tensor, x: Tensor) -> dict[str, Tensor]:
         x: the same of the originals.
 
     Returns:
-        Score name, as in PROTOCOLS, to (B,) float32.
+        Score name, as in PROTOCOLS, to (B,) float32: the four that are watched in training. `protocols.full_scores`
+        has all.
     """
     a, b = (x_hat.detach().float() + 1) / 2, (x.float() + 1) / 2
     a = a.clamp(0, 1)
@@ -79,7 +104,8 @@ class ItemScores(Metric):
 
     def means(self) -> dict[str, float]:
         """Score name to its mean over all images for which it is finite (a blank image has no foreground)."""
-        return {name: float(v[np.isfinite(v)].mean()) for name, v in self.compute().items() if name != "index"}
+        finite = {name: v[np.isfinite(v)] for name, v in self.compute().items() if name != "index"}
+        return {name: float(v.mean()) for name, v in finite.items() if v.size}
 
     def ten(self, seed: int = 10) -> float:
         """Mean SSIM of ten images, the same ones every time (all, when there are fewer).

@@ -48,7 +48,8 @@ class PatchDiscriminator(nn.Module):
         channels = in_channels
         for k in range(n_layers + 1):
             out = width * min(2**k, 8)
-            layers.append(nn.Conv2d(channels, out, 4, 2 if k < n_layers else 1, padding=1))
+            bias = k == 0 or norm != "instance"  # which would take it off: Adam would make steps of rounding errors
+            layers.append(nn.Conv2d(channels, out, 4, 2 if k < n_layers else 1, padding=1, bias=bias))
             if k and norm != "none":
                 layers.append(_norm(norm, out))
             layers.append(nn.LeakyReLU(SLOPE, inplace=True))
