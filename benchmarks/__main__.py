@@ -18,6 +18,15 @@ PROMISED = {
     "dcgan_speedup_vs_fp32": ">= 1.5",
     "progan_overhead_vs_loop": "<= 0.05",
     "progan_speedup_vs_fp32": ">= 1.5",
+    "cyclegan_1_speedup_vs_published": ">= 1.8",
+    "cyclegan_8_speedup_vs_published": ">= 1.8",
+    "pix2pix_1_speedup_vs_published": ">= 1.8",
+    "pix2pix_8_speedup_vs_published": ">= 1.8",
+    "network_share": ">= 0.9",
+    "peak_memory_mib": "< 2048",
+    "speedup_vs_monai": ">= 1",
+    "batch_share": "<= 0.8",
+    "batch_difference": "<= 1e-3",
 }
 """Figures that were promised, and how much."""
 

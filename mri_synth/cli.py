@@ -45,6 +45,19 @@ def describe(
 
 
 @app.command()
+def doctor(
+    overrides: Annotated[list[str], typer.Argument(help="as for run, such as data=ixi data.contrasts=[T1,T2]")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON of all findings")] = None,
+) -> None:
+    """What is wrong with a data set, before training on it; exit status 1 when there is an error."""
+    from mri_synth.doctor import doctor_overrides
+
+    diagnosis = doctor_overrides(overrides, output)
+    typer.echo(diagnosis.text())
+    raise typer.Exit(0 if diagnosis.healthy else 1)
+
+
+@app.command()
 def reconstruct(
     checkpoint: Annotated[Path, typer.Argument(help="outputs/<run>/best.ckpt")],
     source: Annotated[Path, typer.Argument(help="NIfTI file, DICOM series folder, or picture")],
@@ -60,6 +73,48 @@ def reconstruct(
     from mri_synth.reconstruct import reconstruct as work
 
     typer.echo(work(checkpoint, source, output, series=series, residual=residual, batch_size=batch_size, device=device))
+
+
+@app.command()
+def translate(
+    checkpoint: Annotated[Path, typer.Argument(help="outputs/<run>/best.ckpt of what translates")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="file of one result, else a folder")],
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(help="NIfTI files, or a folder: any tree, BIDS, DICOM series")
+    ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="T1=PATH, once for each source; with a folder T1='*mprage*'")
+    ] = None,
+    target: Annotated[Path | None, typer.Option(help="real scan, or folder of them, to score against")] = None,
+    to: Annotated[str | None, typer.Option(help="contrast to make, of models that go both ways")] = None,
+    available: Annotated[str | None, typer.Option(help="sources to use, such as T1,FLAIR: contrast dropout")] = None,
+    series: Annotated[str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several")] = None,
+    tiles: Annotated[bool, typer.Option(help="slices larger than the model's frame in overlapping tiles")] = True,
+    overlap: Annotated[float, typer.Option(help="of neighbouring tiles, share of their side")] = 0.25,
+    precision: Annotated[str, typer.Option(help="bf16, 32, or auto: bf16 where the device computes in it")] = "auto",
+    batch_size: Annotated[int, typer.Option(help="slices or tiles at a time")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="outputs of other models, options or files")] = False,
+) -> None:
+    """One contrast from others: whole volumes, in the source's grid and header, going on where it was stopped."""
+    from mri_synth.translate import said
+    from mri_synth.translate import translate as work
+    from mri_synth.translator import Options
+
+    given = dict(word.partition("=")[::2] for word in source or ())
+    if len(given) < len(source or ()):
+        raise UserError(f"--source: one contrast named twice ({', '.join(source or ())}); name each once")
+    names = None if available is None else tuple(available.split(","))
+    options = Options(to=to, available=names, tiles=tiles, overlap=overlap, precision=precision)
+    states = []
+    for outcome in work(checkpoint, inputs or [], output, given=given, series=series, target=target, options=options,
+                        batch_size=batch_size, device=device, overwrite=overwrite):  # fmt: skip
+        typer.echo(said(outcome), err=outcome.state == "failed")
+        states.append(outcome.state)
+    if len(states) > 1:
+        typer.echo(", ".join(f"{states.count(s)} {s}" for s in ("written", "skipped", "failed") if s in states))
+    if "failed" in states:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from mri_synth.data.split import write_manifest
 from mri_synth.judgement import sampled, spaces
 from mri_synth.metrics.diversity import ms_ssim
 from mri_synth.metrics.kid import kid
+from mri_synth.metrics.protocols import AT, habit_details
 from mri_synth.metrics.references import NOTES, references
 from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, summarise
 from mri_synth.models.base import SynthModule
@@ -45,7 +46,9 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         started: `time.monotonic()` at the start of the run.
 
     Returns:
-        The monitored metric of the best checkpoint; with task=test the same metric on the test split.
+        The monitored metric of the best checkpoint; with task=test the same metric on the test split, val/kid being
+        that of the samples which are then drawn, against held-out images (None where `samples` or `features` leave
+        them unjudged).
     """
     judges = model.samples() and config["samples"] > 0
     if judges:
@@ -80,18 +83,21 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
     name = f"best/{model.monitor[0]}" if config["task"] == "fit" else model.monitor[0].replace("val/", "test/")
     if trainer.is_global_zero:
         model.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when a loop ends
-        known = references(data) if model.reconstructs() else {}
+        known = references(data) if model.reconstructs() or model.translates() else {}
+        known |= model.references(data)
         anomaly = anomaly_results(model, data, picture=folder / "pictures" / "anomaly.png")
         metrics |= anomaly.get("metrics", {})
         details |= anomaly.get("details", {})
         known |= anomaly.get("references", {})
         generation = sampled(model, data, folder, config["samples"], config["features"]) if judges else {}
+        if name == "test/kid" and "kid" in generation:
+            metrics[name] = generation["kid"]["value"]
         about["explanations"] |= judged_in_training(trainer)
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
             "status": "finished", "resumed": bool(config["resume"]), "metrics": metrics, "details": details,
-            "references": known, "generation": generation,
-            "notes": {k.replace("_foreground", ""): v for k, v in NOTES.items()} | anomaly.get("notes", {}),
+            "references": known, "generation": generation, "habits": habits(data, model),
+            "notes": {k: v for k, v in (NOTES | model.notes).items() if k in known} | anomaly.get("notes", {}),
             "epochs": trainer.current_epoch, "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
             "peak_memory_bytes": peak_memory(model), "checkpoint": str(best),
@@ -174,7 +180,7 @@ def warn_of_other_data(content: dict[str, Any], data: MRIDataModule) -> None:
     there, here = (json.loads(json.dumps(spec)) for spec in (there, here))  # a checkpoint has lists for tuples
     keys = [k for k in ("channels", "size", "contrasts", "plane", "simulated") if there[k] != here[k]]
     before, now = there["preparation"], here["preparation"]
-    keys += [f"preparation.{k}" for k in now if k not in ("title", *keys) and before.get(k) != now[k]]
+    keys += [f"preparation.{k}" for k in now if k not in ("title", "ranges", *keys) and before.get(k) != now[k]]
     if keys:
         log.warning("the checkpoint was trained on data prepared otherwise: %s", ", ".join(keys))
 
@@ -225,7 +231,22 @@ def score_details(data: MRIDataModule, model: SynthModule) -> dict[str, Any]:
         return {}
     subjects = data.view("test").subjects[results["index"]].tolist()
     known = PROTOCOLS | model.protocols
-    return {f"test/{k}": summarise(v, subjects) | {"protocol": known[k]} for k, v in results.items() if k != "index"}
+    plain = {k: v for k, v in results.items() if k != "index" and AT not in k}
+    return {f"test/{k}": summarise(v, subjects) | {"protocol": known[k]} for k, v in plain.items()}
+
+
+def habits(data: MRIDataModule, model: SynthModule) -> dict[str, Any]:
+    """The test's images scored as published habits have it: apart from the scores, with which they do not compare.
+
+    Args:
+        data: set up.
+        model: just tested.
+
+    Returns:
+        Such as "psnr@own_max" to its summary with protocol; empty of what does not translate.
+    """
+    results = getattr(model, "test_results", None)
+    return {} if results is None else habit_details(results, data.view("test").subjects[results["index"]].tolist())
 
 
 def peak_memory(model: SynthModule) -> int:

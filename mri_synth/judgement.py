@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -48,8 +49,9 @@ def sampled(
         batch_size: samples at once.
 
     Returns:
-        Plain values: "samples", "seconds", "intensities" of samples and of held-out images, and of the first feature
-        space all that `judge` says; "beside", the same of the others; "missing", why there is no judgement.
+        Plain values: "samples", "seconds", "options" of `sample` that the model sets, "intensities" of samples and of
+        held-out images, and of the first feature space all that `judge` says; "beside", the same of the others;
+        "missing", why there is no judgement.
 
     Raises:
         UserError: a feature space that is asked for by its name is not here.
@@ -66,7 +68,9 @@ def sampled(
     simulated = " · trained on SIMULATED images" if data.spec.simulated else ""
     title = f"{type(model).__name__} · samples, seeds 0 to {min(n, ON_SHEET) - 1}{simulated}"
     drawing.save(drawing.grid(images[:ON_SHEET], title, captions=captions, columns=8), run / "pictures" / "samples.png")
-    out: dict[str, Any] = {"samples": n, "seconds": round(seconds, 2)}
+    options = [p.name for p in inspect.signature(model.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    how = {name: model.hparams[name] for name in options if model.hparams.get(name) is not None}
+    out: dict[str, Any] = {"samples": n, "seconds": round(seconds, 2), "options": how}
     if missing:
         out["missing"] = missing
     if n >= 2:

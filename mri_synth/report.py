@@ -16,17 +16,17 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from mri_synth import drawing, html, plots, report_samples
+from mri_synth import drawing, html, plots, report_habits, report_samples
 from mri_synth.errors import UserError
 from mri_synth.html import SIMULATED, Html
 from mri_synth.run_folder import Run, chosen_pictures, curve_groups, read_run, shared_subjects, split_table
 
 MAIN = "test/ssim"
-REFERENCES = {"ceiling": "noise ceiling", "baseline": "trivial baseline"}
+REFERENCES = {"ceiling": "noise ceiling", "baseline": "trivial baseline", "copy": "source as it is"}
 MOST_GIF_BYTES = 8 * 2**20
 UNEXPLAINED = "No explanation was recorded for this value."
 KNOWN = {
-    "ssim": "Mean structural similarity of images and their reconstructions, all slices of the split; 1 is equality.",
+    "ssim": "Mean structural similarity of what was made and what it should be, over all slices; 1 is equality.",
     "ssim_10": "Mean structural similarity on 10 validation images drawn once by seed.",
     "ssim_foreground": "Mean structural similarity over the foreground of the originals.",
     "psnr": "Peak signal-to-noise ratio in dB.\nPSNR = -10 log10 mean (x_hat - x)^2, images in [0, 1]",
@@ -84,11 +84,13 @@ def render(run: Run) -> str:
         name += f" · {title}"
     simulated = bool(results.get("simulated"))
     drawn, stage = report_samples.samples(run), report_samples.first_stage(run)
+    others = report_habits.habits(results)
     return html.page(
         f"{name} · {run.folder.name}",
         _headline(run, name, simulated),
         html.section("Warnings", *(html.notice(w, "warn") for w in run.warnings)) if run.warnings else Html(""),
         html.section("Result on the test split", *_results(results, simulated)),
+        html.section("The same by published habits", *others) if others else Html(""),
         html.section("Samples", *drawn) if drawn else Html(""),
         html.section("Pictures", *_pictures(run)),
         html.section("Curves", *_all_curves(run)),
@@ -169,7 +171,7 @@ def _suffix(name: str) -> str:
 def _title(name: str) -> str:
     """test/ssim_foreground -> SSIM foreground; train/reconstruction -> reconstruction."""
     words = _suffix(name).split("_")
-    short = {"ssim", "psnr", "mae", "nmse", "kid", "fid", "mse", "lr", "auroc", "ap", "elbo", "nll", "kl"}
+    short = {"ssim", "psnr", "mae", "nmse", "lpips", "kid", "fid", "mse", "lr", "auroc", "ap", "elbo", "nll", "kl"}
     return " ".join(word.upper() if word in short else word for word in words)
 
 

@@ -87,6 +87,8 @@ def sample(
     chosen = {k: v for k, v in (options or {}).items() if v is not None}
     check_options(model, chosen)
     wanted = label_index(model, label)
+    by_slice = wanted is not None and model.hparams.get("condition") == "slice"
+    place_mm = model.spec.slices_mm[wanted] if by_slice and wanted is not None else 0.0
     record = {
         "synthetic": f"sampled by mri_synth {__version__}; not measured images",
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
@@ -100,7 +102,7 @@ def sample(
     for images, at in _batches(model, range(seed, seed + n), files, wanted, chosen, batch_size, place):
         for image, paths in zip(images, files[at], strict=True):
             for path in paths:
-                _write(image, model, path, f"synthetic: mri_synth {__version__}, {type(model).__name__}")
+                _write(image, model, path, f"synthetic: mri_synth {__version__}, {type(model).__name__}", place_mm)
     _sheets(output, model, range(seed, seed + n), files, label)
     return output
 
@@ -202,8 +204,8 @@ def _same_settings(output: Path, record: Mapping[str, Any]) -> None:
         raise UserError(f"{output}: holds samples of other settings ({'; '.join(differ)}); give another folder")
 
 
-def _write(image: Tensor, model: SynthModule, path: Path, description: str) -> None:
-    """One image; PNG in 16 bits, NIfTI as one slice in the model's plane and spacing."""
+def _write(image: Tensor, model: SynthModule, path: Path, description: str, place_mm: float) -> None:
+    """One image; PNG in 16 bits, NIfTI as one slice in the model's plane and spacing, where it was asked for."""
     values = ((image + 1) / 2).numpy()
     if path.suffix == ".png":
         about = PngInfo()
@@ -213,7 +215,7 @@ def _write(image: Tensor, model: SynthModule, path: Path, description: str) -> N
         return
     if len(values) != 1:
         raise UserError(f"{path}: an image of {len(values)} channels is no NIfTI slice; give --format png")
-    write_nifti(*_volume(values[0], model), path, description, np.dtype(np.float32))
+    write_nifti(*_volume(values[0], model, place_mm), path, description, np.dtype(np.float32))
 
 
 def _picture(values: NDArray[Any]) -> Image.Image:
@@ -222,8 +224,8 @@ def _picture(values: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.rint(values * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def _volume(values: NDArray[Any], model: SynthModule) -> tuple[NDArray[Any], Volume]:
-    """(X, Y, Z) array of one slice at the origin, and its place."""
+def _volume(values: NDArray[Any], model: SynthModule, place_mm: float) -> tuple[NDArray[Any], Volume]:
+    """(X, Y, Z) array of one slice, and its place: in the middle of its plane, which lies at `place_mm`."""
     plane = model.spec.plane or "axial"
     row, column = model.spec.spacing_mm or (1.0, 1.0)
     axis = AXES[plane]  # type: ignore[index]
@@ -233,6 +235,7 @@ def _volume(values: NDArray[Any], model: SynthModule) -> tuple[NDArray[Any], Vol
     array = from_slices(values[None], Volume(values, np.eye(4), np.dtype(np.float32)), plane)  # type: ignore[arg-type]
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -spacing * (np.array(array.shape) - 1) / 2
+    affine[axis, 3] = place_mm
     return array, Volume(array, affine, np.dtype(np.float32))
 
 

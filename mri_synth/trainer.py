@@ -17,6 +17,7 @@ from mri_synth.callbacks.checkpoints import Checkpoints, ExactResume, StopCleanl
 from mri_synth.callbacks.judging import make_judging
 from mri_synth.callbacks.pictures import Pictures
 from mri_synth.callbacks.sentinels import NonFinite
+from mri_synth.callbacks.unpaired import Unfaithful, goes_back
 from mri_synth.callbacks.watches import make_sentinels
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
@@ -86,8 +87,8 @@ def make_trainer(
         judge_samples: how many are drawn for it.
         judge_features: in which they are judged: "auto" (Inception where its weights are here, else pixels),
             "inception", "pixels", or the checkpoint of an encoder.
-        sentinels: on mode collapse, inverted contrast or a saturated discriminator, "warn", or "stop" after the epoch.
-            A loss that is not finite always stops.
+        sentinels: on mode collapse, inverted contrast, made-up structure or a saturated discriminator, "warn", or
+            "stop" after the epoch. A loss that is not finite always stops.
         limit_train_batches: share (or number) of the training batches per epoch.
         limit_val_batches: the same of validation.
         limit_test_batches: the same of the test.
@@ -115,6 +116,7 @@ def make_trainer(
         ExactResume(),
         Throughput(),
         *([judging] if judging else []),
+        *([Unfaithful()] if sentinels != "off" and goes_back(model) else []),
         *(make_sentinels(judging, log_every_steps, sentinels == "stop") if sentinels != "off" else []),
         Pictures(run, pictures),
         Limits(max_steps, max_minutes),

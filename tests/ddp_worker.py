@@ -55,17 +55,27 @@ CASES: dict[str, list[str]] = {
                "model.n_critic=2", "model.spectral=true", "model.gan_loss=hinge", "model.betas=[0.5,0.9]",
                "model.lr_final=0.1", "trainer.accumulate=2", "trainer.gradient_clip=0.5", "trainer.max_epochs=3",
                *PIXELS],
-    # the default norm: each process has its own batches' statistics, and all must end with the same averages of them
+    # each process has its own batches' statistics, and all must end with the same averages of them
     "batchnorm": ["model=dcgan", "model.channels_g=8", "model.channels_d=8", "model.latent_dim=8",
-                  "trainer.max_epochs=2", *PIXELS],
+                  "model.norm_g=batch", "trainer.max_epochs=2", *PIXELS],
     # a hinge leaves biases without a gradient while all verdicts lie within its margins
     "vqgan": ["model=vqgan", *VQVAE_SMALL, *STILL, "model.codebook_warmup=0", "model.d_width=8", "model.d_layers=2",
               "model.perceptual=none", "model.adversarial_start=0.25", "model.gan_loss=logistic",
               "model.ema_decay=0.9"],
+    # a pool that is full in mid-step. No norms: behind instance norm the air of a slice, thousands of equal pixels, may
+    # lie on the kink of a ReLU all at once
+    "cyclegan": ["model=cyclegan", "model.generator=unet", "model.norm=none", "model.width=8", "model.dropout=0.2",
+                 "model.d_width=8", "model.d_layers=1", "model.d_norm=none", "model.lr_g=5e-5", "model.pool_size=12",
+                 "model.ema_decay=0.9", "trainer.accumulate=2", *PIXELS],
     # three fades in 12 steps, which at 16x16 become two updates; groups that do not reach beyond one process
     "progan": ["model=progan", "model.fmap_base=128", "model.fmap_max=16", "model.latent_dim=8", "model.group=2",
                "model.minibatch=[8,8,4]", "model.fade_kimg=[0.016]", "model.steady_kimg=[0.016]", "model.r1_every=2",
                "model.betas=[0.5,0.9]", "trainer.max_epochs=3", *PIXELS],
+    "pix2pix": ["model=pix2pix", "data.contrasts=[T1,PD,T2]", "model.contrast_dropout=0.4", "model.dropout=0.3",
+                "model.width=8", "model.d_width=8", "model.d_layers=2", "model.ema_decay=0.9",
+                "trainer.gradient_clip=1.0"],
+    "unet_l1": ["model=unet_l1", "data.contrasts=[T1,PD,T2]", "model.contrast_dropout=0.4", "model.dropout=0.3",
+                "model.width=8", "model.generator=attention_unet", "model.norm=none", "trainer.accumulate=2"],
 }  # fmt: skip
 
 
@@ -149,7 +159,8 @@ def main(folder: Path) -> None:
 
     for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
         keep(case, play(case, folder / case, 2))
-    for case in ("vae", "pixelcnn", "encoder", "dcgan", "critic", "batchnorm", "vqgan", "progan"):
+    for case in ("vae", "pixelcnn", "encoder", "dcgan", "critic", "batchnorm", "vqgan", "progan", "cyclegan", "pix2pix",
+                 "unet_l1"):  # fmt: skip
         keep(case, play(case, folder / case, 2, first_stage=folder / "plain/best.ckpt"))
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))

@@ -254,3 +254,22 @@ def dicom(folder: Path, patient: str = "P1", description: str = "T1w MPRAGE", se
         data.PixelData = pixels.tobytes()
         data.save_as(path, enforce_file_format=True)
     return folder
+
+
+def vgg19(path: Path, deepest: str, normalised: bool = True) -> Path:
+    """Weights of VGG-19 up to a layer, drawn at random so that features keep their size, in one of the two layouts."""
+    import torch
+
+    from mri_synth.networks import vgg19 as network
+
+    draw = torch.Generator().manual_seed(19)
+    keys = [str(k) for k in network._NORMALISED] if normalised else [f"features.{k}" for k in network._TORCHVISION]
+    values = {"0.weight": torch.eye(3).flip(0)[..., None, None], "0.bias": torch.full((3,), -0.5)} if normalised else {}
+    before = 3
+    for name, key in zip(network.LAYERS[: network.LAYERS.index(deepest) + 1], keys, strict=False):
+        width = network.WIDTHS[network.block(name)]
+        values[f"{key}.weight"] = torch.randn(width, before, 3, 3, generator=draw) * (2 / (9 * before)) ** 0.5
+        values[f"{key}.bias"] = torch.zeros(width)
+        before = width
+    torch.save(values, path)
+    return path

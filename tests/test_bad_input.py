@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import re
 import shutil
@@ -96,6 +97,15 @@ def truncated(path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
 
 
+def flipped_bit(path: Path) -> None:
+    """Every byte is there, and all are read: only the checksum at the end knows."""
+    noise = np.random.default_rng(0).integers(0, 1000, (16, 18, 14)).astype(np.int16)
+    whole = bytearray(gzip.compress(layouts.nifti(path.with_suffix(""), array=noise).read_bytes(), compresslevel=0))
+    path.with_suffix("").unlink()
+    whole[len(whole) // 2] ^= 64
+    path.write_bytes(whole)
+
+
 def not_a_number(path: Path) -> None:
     array = layouts.brain(9)
     array[3, 3, 3:5] = np.nan
@@ -124,6 +134,7 @@ def colour(path: Path) -> None:
 
 FILES = [
     ("s9_T1.nii.gz", truncated, r"damaged or not complete"),
+    ("s9_T1.nii.gz", flipped_bit, r"damaged or not complete \(CRC check failed"),
     ("s9_T1.nii.gz", not_a_number, r"2 NaN and 0 infinite of 4032 values"),
     ("s9_T1.nii.gz", constant, r"constant, every value is 7"),
     ("s9_T1.nii.gz", four_d, r"4-D \(6x6x6x5\)"),

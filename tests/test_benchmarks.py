@@ -21,6 +21,10 @@ KEYS = {
     "quantizer": {"speedup", "speedup_with_backward", "codes_equal"},
     "gan": {f"{method}_{figure}" for method in ("dcgan", "progan")
             for figure in ("overhead_vs_loop", "speedup_vs_fp32", "passes_per_step")},
+    "translate": {"network_share", "peak_memory_mib", "speedup_vs_monai", "tiles_ours", "tiles_monai"},
+    "translation": {f"{method}_{batch}{figure}" for method in ("cyclegan", "pix2pix") for batch in (1, 8)
+                    for figure in ("", "_speedup_vs_published")},
+    "style": {"speedup", "batch_share", "batch_difference", "loss_published", "loss_ours"},
     "pixelcnn": {"speedup", "codes_per_s", "codes_equal", "floor_s", "share_of_floor", "training_images_per_s"},
 }  # fmt: skip
 SMALL = [
@@ -88,6 +92,21 @@ def test_the_adversarial_loop_by_hand_does_what_ours_does(compose: Compose, tmp_
     assert passes == loop.passes
     assert passes["generator"] == 5  # fakes are made once, for both sides
     assert passes["discriminator_images"] == 8 * (5 * 3 + 2)  # real, fake, fake again; two penalties of real
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, passes, images", [
+    ("cyclegan", {"ours": (3, 4), "published": (6, 6)}, (6, 6)),
+    ("pix2pix", {"ours": (1, 2), "published": (1, 3)}, (1, 3)),
+])  # fmt: skip
+def test_the_published_loop_passes_as_many_images_in_more_passes(method: str, passes: Any, images: Any) -> None:
+    """Of generators and of discriminators, in a step of two images."""
+    from benchmarks.translation import measure
+
+    counts = measure(method, 2, [], quick=True)[f"{method}_2"]["passes_per_step"]
+    for who, (generator, discriminator) in passes.items():
+        assert (counts[who]["generator"], counts[who]["discriminator"]) == (generator, discriminator)
+        assert (counts[who]["generator_images"], counts[who]["discriminator_images"]) == tuple(2 * n for n in images)
 
 
 def test_the_table_holds_every_stored_result() -> None:

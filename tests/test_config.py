@@ -99,8 +99,8 @@ def test_differences_are_seen_both_ways() -> None:
 def test_every_key_has_a_comment(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# "), "a YAML says in its first line what it is"
-    if "defaults:" not in path.read_text():  # the others override keys of auto.yaml, which explains them
-        keys = [line for line in lines if re.match(r" *\w+:", line) and not line.startswith("_target_:")]
+    if path.parent.name == "model" or "defaults:" not in path.read_text():  # others override what auto.yaml explains
+        keys = [line for line in lines if re.match(r" *\w+:", line) and not line.startswith(("_target_:", "defaults:"))]
         assert [line for line in keys if "# " not in line] == []
 
 
@@ -249,10 +249,12 @@ def test_a_model_that_needs_what_the_data_do_not_offer(compose: Compose, monkeyp
 
     monkeypatch.setattr(VQVAE, "needs", staticmethod(lambda: Pairs))
     message = (
-        r"model=vqvae needs pairs of at least 2 contrasts; data\.contrasts=\['T1'\]; try data\.contrasts=\[T1,T2\]"
+        r"model=vqvae needs pairs: two contrasts or more, such as data\.contrasts=\[T1,T2\], or data\.source=mask or "
+        r"derived; it is data\.contrasts=\[T1\]"
     )
     assert re.search(message, offered(compose, "data=phantom"))
     assert not offered(compose, "data=phantom", "data.contrasts=[T1,T2]")
+    assert not offered(compose, "data=phantom", "data.source=mask")
     monkeypatch.setattr(VQVAE, "needs", staticmethod(lambda: Labelled))
     assert "needs labelled images; this data has no classes" in offered(compose, "data.lesions=none")
     assert not offered(compose, "data.lesions=half")

@@ -36,7 +36,7 @@ from mri_synth.data.scan import Scan
 from mri_synth.data.settings import AugmentSettings, IntensitySettings, SliceSettings, SplitSettings
 from mri_synth.data.split import assign, counts_of, drop_leaks, natural, read_manifest, write_manifest
 from mri_synth.data.store import MASK, Prepared, Store, open_or_build
-from mri_synth.data.views import Images, Labelled, Pairs
+from mri_synth.data.views import Images, Labelled, Pairs, Reading
 from mri_synth.data.volume import Slices, Volume, read
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
@@ -688,6 +688,19 @@ def test_views(tmp_path: Path) -> None:
     np.testing.assert_allclose(both.image[1, 0], first.images["T1"][2], atol=2e-5)
     np.testing.assert_allclose(both.target[1, 0], first.images["T2"][2], atol=2e-5)
     assert Pairs(opened, rows[:3], ["T1", "T2", "T2"]).__getitems__([0]).image.shape == (1, 2, SIZE, SIZE)
+    assert (pairs.sources, pairs.goal) == (("T1",), "T2")
+    masked = Pairs(opened, rows, ["T1"], Reading(source="mask"))
+    assert (masked.sources, masked.goal) == ((MASK,), "T1")
+    one = masked.__getitems__([0])
+    np.testing.assert_array_equal(one.image[0, 0], 2 * first.images[MASK][masked.store.table["slice"][0]] - 1.0)
+    assert set(one.image.unique().tolist()) <= {-1.0, 1.0}
+    made = Pairs(opened, rows, ["T1"], Reading(source="derived", classes=("none", "lesion")))
+    assert made.sources == ("tissue", "edges", "class:none", "class:lesion")
+    assert made.__getitems__([0, 1]).image.shape == (2, 4, SIZE, SIZE)
+    turned = augment(one, AugmentSettings(rotate_deg=90, gamma=1.0), seed=0, epoch=0)
+    again = Pairs.remade(turned, "mask", ())
+    assert set(again.image.unique().tolist()) <= {-1.0, 1.0}
+    assert torch.equal(again.image, 2 * turned.mask - 1)
     assert len(Images(opened, rows[:0], ["T1"])) == 0
     assert images.subjects.tolist() == ["s1"] * 6 + ["s2"] * 2
 

@@ -194,7 +194,7 @@ def test_without_weights_auto_says_what_to_type(data: MRIDataModule, tmp_path: P
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/nearest.png").write_bytes(b"of other samples, before a resume")
     found = sampled(Stand(data, real(data, "val")), data, tmp_path, 4, ["auto"])
-    assert found.keys() == {"samples", "seconds", "intensities", "missing"}
+    assert found.keys() == {"samples", "seconds", "options", "intensities", "missing"}
     counts = found["intensities"]
     assert sum(counts["fake"]) == 4 * SIDE**2
     assert sum(counts["real"]) == (len(data.view("val")) + len(data.view("test"))) * SIDE**2
@@ -232,7 +232,7 @@ def test_auto_and_an_encoder_stand_beside_each_other(
 @pytest.mark.usefixtures("features")
 def test_one_sample_is_drawn_and_not_judged(data: MRIDataModule, tmp_path: Path) -> None:
     found = sampled(Stand(data, real(data, "val")), data, tmp_path, 1, ["inception"])
-    assert found.keys() == {"samples", "seconds"}
+    assert found.keys() == {"samples", "seconds", "options"}
     assert (tmp_path / "pictures/samples.png").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import layouts
 import pytest
 import torch
 
@@ -16,17 +17,27 @@ from mri_synth.run import run
 DATA = ["logger=csv", "data.subjects=[6,2,2]", "data.size=32", "data.batch_size=6", "trainer.progress=false",
         "trainer.log_every_steps=1", "trainer.pictures=2", "seed=3", "samples=8"]  # fmt: skip
 FIRST_STAGE = "model.first_stage=a small VQ-VAE"
+SMALL_VGG = "model.vgg=the first layers of VGG-19, with random weights"
 # model: (settings for a small one, epochs, metric that must improve, "max" or "min")
 CASES = {
+    "cyclegan": (["model.generator=unet", "model.width=16", "model.d_width=16", "model.d_layers=1", "model.lr_g=2e-3",
+                  "model.lr_d=1e-3"], 10, "val/kid", "min"),
     "dae": (["model.hidden_channels=16", "model.warmup_steps=10"], 16, "val/left", "min"),
     "dcgan": (["model.channels_g=16", "model.channels_d=16", "model.latent_dim=16", "model.ema_decay=0.9"], 8,
               "val/kid", "min"),
     "encoder": (["model.width=8", "model.dim=64", "model.lr=2e-3"], 20, "val/top1", "max"),
+    "pix2pix": (["data.contrasts=[T1,FLAIR,T2]", "model.contrast_dropout=0.3", "model.width=16", "model.dropout=0.2",
+                 "model.lr_g=2e-3", "model.d_width=8", "model.d_layers=2", "model.lr_d=1e-3", "model.ema_decay=0.5"],
+                12, "val/ssim", "max"),
     "pixelcnn": ([FIRST_STAGE, "model.channels=16", "model.layers=3", "model.hidden=32", "model.dropout=0.1",
                   "model.condition=label", "model.lr=5e-3"], 8, "val/bits_per_code", "min"),
     "progan": (["model.fmap_base=256", "model.fmap_max=32", "model.latent_dim=32", "model.minibatch=[6]",
                 "model.group=3", "model.ema_decay=0.9", "model.fade_kimg=[0.06]", "model.steady_kimg=[0.06]"], 12,
                "val/kid", "min"),
+    "style_transfer": ([SMALL_VGG, "model.jobs=null", "model.steps=50", "model.every=1", "model.style_weight=1e4",
+                        "model.content_layers=[conv2_1]", "model.style_layers=[conv1_1,conv2_1]"], 10,
+                       "val/loss", "min"),
+    "unet_l1": (["model.width=16", "model.lr=2e-3"], 12, "val/ssim", "max"),
     "vae": (["model.hidden_channels=32", "model.latent_dim=16", "model.lr=3e-3", "model.warmup_steps=10"], 16,
             "val/elbo", "max"),
     "vqgan": (["model.hidden_channels=24", "model.codebook_size=64", "model.lr_g=3e-3", "model.d_width=8",
@@ -49,6 +60,7 @@ def test_every_model_has_a_case():
 def settings_of(tmp_path_factory, compose):
     """The words of a small run of each model; FIRST_STAGE is a small VQ-VAE, trained when it is first asked for."""
     made: list[str] = []
+    vgg = layouts.vgg19(tmp_path_factory.mktemp("vgg") / "vgg.pth", "conv2_1")
 
     def call(model: str) -> list[str]:
         words = [f"model={model}", *DATA, *CASES[model][0]]
@@ -58,7 +70,7 @@ def settings_of(tmp_path_factory, compose):
                 run(compose(*call("vqvae"), "trainer.max_epochs=8"), folder, [])
                 made.append(f"model.first_stage={folder / 'best.ckpt'}")
             words[words.index(FIRST_STAGE)] = made[0]
-        return words
+        return [f"model.vgg={vgg}" if word == SMALL_VGG else word for word in words]
 
     return call
 
@@ -94,6 +106,7 @@ def test_the_checkpoint_rebuilds_without_its_config(trained):
     with torch.no_grad():
         made = [model.reconstruct(x)] if model.reconstructs() else []
         made += [model.sample(torch.tensor([4, 9]))] if model.samples() else []
+        made += [model.translate(x.repeat(1, len(model.spec.sources), 1, 1))] if model.translates() else []
     for y in made:
         assert y.shape == x.shape
         assert y.dtype == torch.float32

@@ -78,7 +78,9 @@ def test_wheel_carries_the_config_and_no_data(tmp_path: Path) -> None:
     assert f"{stem}.dist-info/licenses/LICENSE" in names
     assert {Path(name).parts[0] for name in names} == {"mri_synth", f"{stem}.dist-info"}
     kinds = {Path(name).suffix for name in names if name.startswith("mri_synth/") and Path(name).name != "py.typed"}
-    assert kinds == {".py", ".yaml"}
+    assert kinds == {".py", ".yaml", ".csv"}
+    tables = {name.rpartition("/")[0] for name in names if name.endswith(".csv")}
+    assert tables == {"mri_synth/data/presets"}, "lists of names: which files are a pair"
 
 
 def test_every_requirement_is_pinned_within_its_range(pins: dict[str, Version]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mri_synth.cli import app
+from mri_synth.data.codes import code_counts
 from mri_synth.data.volume import read, to_slices
 from mri_synth.errors import UserError
 from mri_synth.models.checkpoint import load_model
@@ -168,3 +169,29 @@ def test_the_first_stage_travels_in_the_checkpoint(ckpt, folder, tmp_path):
     finally:
         hidden.rename(first)
     assert all(torch.equal(v, model.first_stage.state_dict()[k]) for k, v in stage.state_dict().items())
+
+
+def test_a_slice_that_was_asked_for_lies_in_its_place(folder, tmp_path, compose):
+    words = [*DATA, *PIXELS, "model.condition=slice", "model.label_dropout=0"]
+    run(compose(*words, f"model.first_stage={folder / 'vqvae/best.ckpt'}"), tmp_path / "run", [])
+    sample(tmp_path / "run/best.ckpt", 1, tmp_path / "out", label="+20mm", format="nifti")
+    image = nib.load(tmp_path / "out/sample_000000.nii.gz")
+    assert image.affine @ [15.5, 15.5, 0, 1] == pytest.approx([0, 0, 20, 1])
+    with pytest.raises(UserError, match=r"label_dropout=0, knows no 'slice' .* ask for one of -10mm, .* by --label"):
+        sample(tmp_path / "run/best.ckpt", 1, tmp_path / "any")
+
+
+def test_bits_are_read_against_how_often_codes_are(folder):
+    results = json.loads((folder / "pixelcnn/results.json").read_text())
+    assert 0 < results["references"]["baseline/bits_per_code"] <= 4.1  # of 16 codes, and one of each more counted
+    assert "how often" in results["notes"]["baseline/bits_per_code"]
+
+
+def test_codes_are_counted_by_view():
+    from types import SimpleNamespace
+
+    table = {"row_T1": np.array([0, -1, 1]), "row_T2": np.array([1, 0, -1])}
+    codes = {"T1": np.array([[[0, 1]], [[2, 2]]]), "T2": np.array([[[3, 3]], [[1, 3]]])}
+    items = SimpleNamespace(contrasts=("T1", "T2"), contrast=np.array([0, 1, 1]), rows=np.array([2, 0, 1]),
+                            codes=codes, store=SimpleNamespace(table=table))  # fmt: skip
+    assert code_counts(items, 5).tolist() == [0, 1, 2, 3, 0]  # [2, 2] of T1; [1, 3] and [3, 3] of T2

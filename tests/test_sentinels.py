@@ -22,7 +22,6 @@ from mri_synth.callbacks.watches import (
     DiscriminatorSaturation,
     ModeCollapse,
     Watch,
-    output_and_target,
     remedies,
 )
 from mri_synth.data.batch import Batch, DataSpec
@@ -109,6 +108,19 @@ def test_what_is_no_collapse(verdicts, first) -> None:
     assert looked(ModeCollapse(judging), judging, verdicts, first).said == []
 
 
+def test_a_method_that_grows_is_looked_at_once_it_has_grown() -> None:
+    class Growing(Stand):
+        grown = False  # type: ignore[assignment]
+
+    judging = Judging(1, 8)
+    watch, model = ModeCollapse(judging), Growing()
+    judging.verdict = verdict(1.0)
+    for epoch in range(3, 12):
+        model.__class__.grown = epoch >= 7  # type: ignore[assignment]
+        watch.on_validation_epoch_end(trainer(epoch, max_epochs=12, global_step=1000), model)
+        assert bool(model.said) == (epoch >= 9)
+
+
 def test_epochs_without_judgement_do_not_begin_the_count_anew() -> None:
     judging = Judging(2, 8)
     assert len(looked(ModeCollapse(judging), judging, [verdict(0.9), None] * 3).said) == 1
@@ -150,7 +162,7 @@ def test_translations_are_compared_with_their_targets() -> None:
     target = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1  # the image of `validated`
     assert len(validated(ContrastInversion(None), Translator(), target=target).said) == 1
     assert validated(ContrastInversion(None), Translator(), target=-target).said == []
-    assert output_and_target(SynthModule(DataSpec(size=8)), Batch(image=target, index=torch.arange(4))) is None
+    assert SynthModule(DataSpec(size=8)).outcome(Batch(image=target, index=torch.arange(4))) is None
 
 
 def test_the_mean_sample_is_compared_with_the_mean_image_beside_reconstructions() -> None:

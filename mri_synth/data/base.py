@@ -20,7 +20,7 @@ from mri_synth.data.partition import partition
 from mri_synth.data.sampler import EpochBatches
 from mri_synth.data.scan import SPLITS
 from mri_synth.data.stored import StoredData
-from mri_synth.data.views import Images
+from mri_synth.data.views import Images, Reading
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,16 @@ class MRIDataModule(StoredData):
         self.spec = DataSpec(
             size=self.size,
             contrasts=tuple(self.contrasts),
+            sources=(train := self.view("train")).sources,
+            goal=train.goal,
             classes=tuple(self._classes),
             spacing_mm=spacings.pop() if len(spacings) == 1 else None,
             slices_mm=() if pictures else places(store.table["position_mm"][self.split_rows["train"]]),
             plane=None if pictures else self.plane,
             simulated=self.simulated,
-            preparation=asdict(self.preparation) | {"data": type(self).__name__.lower(), "title": self.title},
+            preparation=asdict(self.preparation)
+            | {"data": type(self).__name__.lower(), "title": self.title}
+            | ({"ranges": self.partition.ranges("train")} if train.goal else {}),
         )
 
     @property
@@ -104,7 +108,9 @@ class MRIDataModule(StoredData):
         Returns:
             The items, `__getitems__` reads whole batches of them.
         """
-        view = self.view_class(self._open(), self.split_rows[split], self.contrasts)
+        how = Reading(self.source, tuple(self._classes), self.seed, split == "train", self.partners())
+        rows = self.split_rows["train" if self.view_class.jobs else split]
+        view = self.view_class(self._open(), rows, self.contrasts, how)
         view.codes = self.codes
         return view
 
@@ -112,8 +118,10 @@ class MRIDataModule(StoredData):
         items = self.view(split)
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        batches = EpochBatches(len(items), self.batch_size, seed=self.seed, shuffle=shuffle, drop_last=shuffle,
-                               rank=rank, world=world)  # fmt: skip
+        mixed = shuffle and not items.jobs
+        batches = EpochBatches(len(items), self.batch_size, seed=self.seed, shuffle=mixed, drop_last=mixed, rank=rank,
+                               world=world, tell_epoch=shuffle and items.draws_anew,
+                               rounds=items.rounds if shuffle else 1)  # fmt: skip
         if shuffle:
             batches.resume_at = self._resume_at
             batches.epoch = trainer.current_epoch if trainer else 0
@@ -142,7 +150,8 @@ class MRIDataModule(StoredData):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment training batches on the device."""
         if self.augment and self.trainer is not None and self.trainer.training:
-            return augment(batch, self.augment, self.seed, self.trainer.current_epoch)
+            batch = augment(batch, self.augment, self.seed, self.trainer.current_epoch)
+            return self.view_class.remade(batch, self.source, tuple(self._classes))
         return batch
 
     def state_dict(self) -> dict[str, Any]:

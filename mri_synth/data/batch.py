@@ -17,9 +17,12 @@ class DataSpec:
     """What a model must know of its data; plain values, saved with every checkpoint.
 
     Attributes:
-        channels: image channels, 1 for MRI.
+        channels: of an image of one contrast, 1 for MRI.
         size: images are (size, size) pixels.
         contrasts: contrast names in channel or view order.
+        sources: what the channels of `Batch.image` are, where a method makes one thing of others: contrasts, "mask", or
+            what is derived from the target; empty elsewhere.
+        goal: contrast of `Batch.target`; None elsewhere.
         classes: label names in index order; empty when the data are unlabelled.
         spacing_mm: pixel spacing (row, column) where it is the same for all images, else None.
         slices_mm: where slices lie along the axis of the plane, world coordinate (RAS), ascending: all places of the
@@ -27,12 +30,15 @@ class DataSpec:
         plane: "axial", "coronal" or "sagittal"; None when files are single pictures of unknown plane.
         simulated: True when no scanner was involved.
         preparation: the data module's preparation settings (plane, fit, intensity, ...), so that a new file
-            can be brought to the model exactly as the training files were.
+            can be brought to the model exactly as the training files were; and "ranges": contrast to the source
+            units, [low, high], that are -1 and 1 in the median training file.
     """
 
     channels: int = 1
     size: int
     contrasts: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    goal: str | None = None
     classes: tuple[str, ...] = ()
     spacing_mm: tuple[float, float] | None = None
     slices_mm: tuple[float, ...] = ()
@@ -50,7 +56,7 @@ class DataSpec:
         if isinstance(value, DataSpec):
             return value
         value = dict(value)
-        for key in ("contrasts", "classes", "spacing_mm", "slices_mm"):
+        for key in ("contrasts", "sources", "classes", "spacing_mm", "slices_mm"):
             if isinstance(value.get(key), list):
                 value[key] = tuple(value[key])
         return cls(**value)
@@ -64,6 +70,7 @@ class Batch:
         image: (B, C, H, W) float32 in [-1, 1].
         index: (B,) int64, position of each item in its split: the same item has the same index in every epoch.
         target: (B, C, H, W) float32 in [-1, 1], where the view offers it.
+        paired: (B,) bool, whether `target` shows the same slice as `image`; None where it always does.
         label: (B,) int64, index into `spec.classes`, -1 where unlabelled.
         mask: (B, 1, H, W) float32 in {0, 1}, lesion or tumour, where the data has it.
         subject: B subject names.
@@ -80,6 +87,7 @@ class Batch:
     image: Tensor
     index: Tensor
     target: Tensor | None = None
+    paired: Tensor | None = None
     label: Tensor | None = None
     mask: Tensor | None = None
     subject: tuple[str, ...] = ()

@@ -11,10 +11,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from mri_synth.data import names
+from mri_synth.data import names, pairs
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.contrasts import MASK
 from mri_synth.data.scan import Scan
+from mri_synth.data.views import Pairs
 from mri_synth.data.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,10 @@ class BraTS(MRIDataModule):
         found = list(scans.values())
         names.refuse_duplicates("brats", found, "Keep one of each.")
         _warn_of_years(found)
-        return names.keep_contrasts("brats", found, self.contrasts)
+        kept = names.keep_contrasts("brats", found, self.contrasts)
+        asked = [*self.contrasts[-1:], MASK] if self.source == "mask" else self.contrasts
+        pairs.report("brats", kept, asked if self.source != "derived" else (), needed=self.view_class is Pairs)
+        return kept
 
     def read(self, scan: Scan) -> Volume:
         """The scan's voxels; of a segmentation without the label of the brain, which med-ddpm's copies of BraTS have.

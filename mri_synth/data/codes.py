@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mri_synth.data.store import SCALE, Store
+from mri_synth.data.views import Images
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -107,3 +108,21 @@ def _write(place: Path, codes: NDArray[np.uint16]) -> None:
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)
+
+
+def code_counts(items: Images, size: int) -> NDArray[np.int64]:
+    """How often each code is in a view.
+
+    Args:
+        items: with codes.
+        size: of the codebook.
+
+    Returns:
+        (size,) counts.
+    """
+    counts = np.zeros(size, np.int64)
+    for c, name in enumerate(items.contrasts if items.codes is not None else ()):
+        assert items.codes is not None
+        rows = items.store.table[f"row_{name}"][items.rows[items.contrast == c]]
+        counts += np.bincount(items.codes[name][rows].ravel(), minlength=size)
+    return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import logging
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import SerializableImage
 from nibabel.spatialimages import SpatialImage
 
 from mri_synth.data.volume import WAY_OUT, Array, Source, Volume, flip_picture
@@ -39,6 +41,9 @@ def read_nifti(path: Path) -> Volume:
         image = nib.load(path)
         if not isinstance(image, SpatialImage):
             raise UserError(f"{path}: holds no voxels ({type(image).__name__}). {WAY_OUT}")
+        if path.name.lower().endswith("gz") and isinstance(image, SerializableImage):
+            # to the end, where the checksum is: nibabel stops behind the last voxel and never sees it
+            image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
         _check_type(path, image)
         shape = _check_shape(path, image.shape)
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mri_synth.data import names
 from mri_synth.data.base import MRIDataModule
@@ -24,6 +24,7 @@ from mri_synth.data.demographics import (
     sex_of,
 )
 from mri_synth.data.scan import Scan, Split
+from mri_synth.data.views import Images
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,17 @@ class OASIS(MRIDataModule):
 
     layout: Literal["auto", "png", "volumes"] = "auto"
     label: Literal["none", "cdr"] = "none"
+
+    @classmethod
+    def refuses(cls, view: type[Images], arguments: Mapping[str, Any]) -> str:
+        """There is no second contrast to make of the first."""
+        reason = super().refuses(view, arguments)
+        if reason or len(arguments.get("contrasts") or ()) < 2:
+            return reason
+        return (
+            f"needs {view.name} of several contrasts, and data=oasis has T1 alone; try data=ixi, or "
+            "data.contrasts=[T1] data.source=derived"
+        )
 
     def scans(self) -> list[Scan]:
         """Every slice with its given split, or one T1 volume per visit.

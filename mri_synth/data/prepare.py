@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mri_synth.data import identity
 from mri_synth.data.frame import Frame
 from mri_synth.data.intensity import Intensity, fit_intensity
+from mri_synth.data.register import Registrar
 from mri_synth.data.scan import Scan
 from mri_synth.data.settings import Fit, IntensitySettings, Plane, SliceSettings
 from mri_synth.data.store import MASK, Prepared
@@ -118,7 +119,7 @@ def group(scans: Sequence[Scan], contrasts: Sequence[str]) -> list[Study]:
 
 
 def studies(todo: Sequence[Study], settings: Preparation, read: Reader, *, skip_bad: bool,
-            threads: int) -> Iterator[Prepared]:  # fmt: skip
+            threads: int, register: Registrar | None = None) -> Iterator[Prepared]:  # fmt: skip
     """Prepare studies in order, several at a time, memory bounded by the number of threads.
 
     Args:
@@ -127,6 +128,7 @@ def studies(todo: Sequence[Study], settings: Preparation, read: Reader, *, skip_
         read: scan to volume.
         skip_bad: files that cannot be used are recorded and left out instead of collected into an error.
         threads: how many studies at a time.
+        register: what puts further contrasts onto the first; None goes by the affines.
 
     Yields:
         Prepared studies.
@@ -138,7 +140,7 @@ def studies(todo: Sequence[Study], settings: Preparation, read: Reader, *, skip_
     grey: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(todo), 4 * threads):
-            for item in pool.map(lambda s: prepare(s, settings, read), todo[start : start + 4 * threads]):
+            for item in pool.map(lambda s: prepare(s, settings, read, register), todo[start : start + 4 * threads]):
                 bad += [f"{f['path']}: {f['reason']}" for f in item.files if f["bad"]]
                 grey += [f["path"] for f in item.files if f.get("grey_background")]
                 if not bad or skip_bad:
@@ -157,13 +159,14 @@ def studies(todo: Sequence[Study], settings: Preparation, read: Reader, *, skip_
         )
 
 
-def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
+def prepare(study: Study, settings: Preparation, read: Reader, register: Registrar | None = None) -> Prepared:
     """Read and prepare one study.
 
     Args:
         study: its scans.
         settings: how.
         read: scan to volume.
+        register: what puts further contrasts onto the first; None goes by the affines.
 
     Returns:
         Its slices, of the contrasts that can be used; the reason in the record of each file that cannot. The first
@@ -178,6 +181,7 @@ def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
         "age": first.age, "sex": first.sex, "site": first.site, "path": str(first.path), "scan_slice": first.slice,
     })  # fmt: skip
     parts: dict[str, _Part] = {}
+    turned: list[tuple[Volume, Volume]] = []  # as read, and as registered
     for contrast, scan in study.scans.items():
         record: dict[str, Any] = {"subject": scan.subject, "session": scan.session, "contrast": contrast}
         record |= {"path": str(scan.path), "sha256": "", "study": name, "bad": False, "reason": ""}
@@ -188,6 +192,10 @@ def prepare(study: Study, settings: Preparation, read: Reader) -> Prepared:
             record["sha256"] = record["sha256"] or identity.sha256_of_series(volume)
             record |= _facts(volume)
             first_contrast, reference = next(((c, p.volume) for c, p in parts.items()), (contrast, volume))
+            if register and parts:
+                hashes = (record["sha256"], next(r["sha256"] for r in out.files if r["contrast"] == first_contrast))
+                turned.append((volume, _registered(volume, reference, contrast, turned, hashes, register, record)))
+                volume = turned[-1][1]
             if contrast != MASK or parts:  # a mask comes last: without an image it is of no use
                 parts[contrast] = _part(volume, reference, first_contrast, scan, settings)
         except OSError as error:  # not the cache's fault, as it would seem further up
@@ -208,6 +216,18 @@ class _Part:
     volume: Volume
     intensity: Intensity | None
     cut: Slices
+
+
+def _registered(volume: Volume, reference: Volume, contrast: str, others: Sequence[tuple[Volume, Volume]],
+                hashes: tuple[str, str], register: Registrar, record: dict[str, Any]) -> Volume:  # fmt: skip
+    """A scan with the affine that puts it onto the reference; a mask goes with the scan whose grid it shares."""
+    if contrast != MASK:
+        found = register(volume, reference, hashes)
+        record["registration"] = {k: round(v, 4) for k, v in asdict(found).items() if k != "matrix"}
+        return found.onto(volume, reference)
+    if same_grid(volume, reference):
+        return volume
+    return next((replace(volume, affine=now.affine) for was, now in others if same_grid(volume, was)), volume)
 
 
 def _part(volume: Volume, reference: Volume, first: str, scan: Scan, settings: Preparation) -> _Part:
@@ -282,7 +302,8 @@ def _fill(out: Prepared, parts: dict[str, _Part], settings: Preparation) -> None
         "label": labels,
         "foreground": (out.images[base] > FOREGROUND).mean((1, 2)),
     }
-    out.study |= {"spacing_mm": list(frame.spacing_mm), "frame_covers": round(frame.covered, 4)}
+    out.study |= {"spacing_mm": list(frame.spacing_mm), "frame_covers": round(frame.covered, 4),
+                  "contrasts": sorted(intensities)}  # fmt: skip
 
 
 def _grey(array: NDArray[Any], intensity: Intensity) -> bool:

@@ -19,7 +19,7 @@ class EpochBatches(Sampler[list[int]]):
     """
 
     def __init__(self, items: int, batch_size: int, *, seed: int = 0, shuffle: bool = False, drop_last: bool = False,
-                 rank: int = 0, world: int = 1) -> None:  # fmt: skip
+                 rank: int = 0, world: int = 1, tell_epoch: bool = False, rounds: int = 1) -> None:  # fmt: skip
         """Batches over `items` items.
 
         Args:
@@ -31,6 +31,8 @@ class EpochBatches(Sampler[list[int]]):
                 shares uneven.
             rank: of this process.
             world: number of processes.
+            tell_epoch: give epoch * items + item in place of the item, to views that draw anew every epoch.
+            rounds: times that an epoch goes through the items, in the same order.
 
         Raises:
             UserError: there are fewer items than processes.
@@ -39,13 +41,13 @@ class EpochBatches(Sampler[list[int]]):
             raise UserError(f"a split of {items} for {world} processes: each needs one item at least; use "
                             f"trainer.devices={max(items, 1)} or change data.split")  # fmt: skip
         self.items, self.batch_size, self.seed = items, batch_size, seed
-        self.shuffle, self.rank, self.world = shuffle, rank, world
+        self.shuffle, self.rank, self.world, self.tell_epoch = shuffle, rank, world, tell_epoch
         whole = batch_size * world
         self.drop_last = drop_last and items >= whole
         if drop_last:
             items -= items % (whole if self.drop_last else world)
         joined = items > whole and 0 < items % whole < world
-        self._ends = [*range(whole, items, whole), items]
+        self._ends, self.rounds = [*range(whole, items, whole), items], rounds
         if joined:
             del self._ends[-2]
         self.epoch = 0
@@ -57,11 +59,12 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._ends) * self.rounds
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch, 2])
         order = rng.permutation(self.items) if self.shuffle else np.arange(self.items)
-        bounds = list(zip([0, *self._ends], self._ends, strict=False))
+        order = order + self.epoch * self.items if self.tell_epoch else order
+        bounds = list(zip([0, *self._ends], self._ends, strict=False)) * self.rounds
         for first, end in bounds[self.resume_at[1] if self.epoch == self.resume_at[0] else 0 :]:
             yield order[first:end][self.rank :: self.world].tolist()

@@ -9,8 +9,12 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from mri_synth.data import split_presets
+
 Plane = Literal["axial", "coronal", "sagittal"]
 Fit = Literal["contain", "crop", "stretch"]
+Source = Literal["contrasts", "mask", "derived"]
+Register = Literal["none", "rigid"]
 Share = Annotated[float, Ge(0), Le(1)]
 
 
@@ -83,7 +87,8 @@ class SplitSettings:
         fractions: of subjects (or blocks) in train, val, test; sums to 1.
         seed: of the shuffle; independent of the experiment's seed so that runs share their split.
         block_size: files per block.
-        file: a manifest CSV with columns subject and split (such as split.csv of an earlier run), for by=given.
+        file: for by=given: a manifest CSV with columns subject and split (such as split.csv of an earlier run), or
+            "preset:NAME" for a split of the literature (`mri_synth.data.split_presets`).
         on_leak: a subject or an identical image in two splits is an "error", or "drop"-ped from the earlier
             of train, val, test, and listed.
     """
@@ -106,6 +111,8 @@ class SplitSettings:
         file, by = arguments.get("file"), arguments.get("by", "subject")
         if file is not None and by != "given":
             found.append(f"data.split.file={file} needs data.split.by=given; it is data.split.by={by}")
+        if file is not None and file.startswith(split_presets.PREFIX) and not split_presets.known(file):
+            found.append(split_presets.unknown(file))
         return found
 
 

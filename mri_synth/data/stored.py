@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from mri_synth.data import identity, prepare
 from mri_synth.data.prepare import Preparation, Study
+from mri_synth.data.register import Registrar
 from mri_synth.data.scan import Scan
 from mri_synth.data.settings import (
     AugmentSettings,
@@ -23,7 +24,9 @@ from mri_synth.data.settings import (
     IntensitySettings,
     Plane,
     Positive,
+    Register,
     SliceSettings,
+    Source,
     SplitSettings,
 )
 from mri_synth.data.store import MASK, Prepared, Store, open_or_build
@@ -34,7 +37,8 @@ from mri_synth.errors import UserError
 log = logging.getLogger(__name__)
 
 _NOT_CONTENT = {"root", "contrasts", "plane", "size", "fit", "spacing_mm", "slices", "intensity", "split",
-                "train_classes", "augment", "batch_size", "workers", "cache", "on_bad_file"}  # fmt: skip
+                "train_classes", "source", "pairs", "register", "download", "augment", "batch_size", "workers", "cache",
+                "on_bad_file"}  # fmt: skip
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,6 +48,10 @@ class StoredData(pl.LightningDataModule):
     Attributes:
         root: folder of the data; None for `$MRI_SYNTH_DATA/<data set>`.
         contrasts: which contrasts, in order; with pairs the last one is the target.
+        source: what a target is made of, with pairs: the other "contrasts", the lesion "mask", or what is "derived"
+            from the target itself (`mri_synth.data.derived`), where there is no pair.
+        register: "rigid" turns and shifts each further contrast of a subject onto the first one by mutual information
+            (`mri_synth.data.register`); "none" goes by the affines of the files.
         plane: slices are axial, coronal or sagittal (files that are single pictures stay as they are).
         size: slices become (size, size) pixels.
         fit: "contain" scales the whole field of view into the frame, "crop" keeps the pixels, "stretch" fills it.
@@ -63,6 +71,8 @@ class StoredData(pl.LightningDataModule):
 
     root: str | None = None
     contrasts: list[str] = field(default_factory=lambda: ["T1"])
+    source: Source = "contrasts"
+    register: Register = "none"
     plane: Plane = "axial"
     size: Annotated[int, Ge(4), Le(2048)] = 128
     fit: Fit = "contain"
@@ -113,6 +123,14 @@ class StoredData(pl.LightningDataModule):
         """
         return read(scan.path, scan.series, allow_constant=scan.contrast == MASK)
 
+    def partners(self) -> Mapping[int, int]:
+        """Row of a slice of the first contrast to the row of the second that shows the same, where no row has both.
+
+        Returns:
+            Rows of the store; used to score unpaired training, never to train.
+        """
+        return {}
+
     def noise_free(self, scan: Scan) -> Volume | None:
         """The same scan without noise; None for data that cannot have it (all that were measured).
 
@@ -142,6 +160,9 @@ class StoredData(pl.LightningDataModule):
         contrasts, wanted = list(arguments.get("contrasts") or ()), arguments.get("train_classes")
         twice = [c for c, n in Counter(contrasts).items() if n > 1]
         found = [f"data.contrasts=[{','.join(contrasts)}]: {' and '.join(twice)} more than once"] if twice else []
+        if arguments.get("register", "none") != "none" and len(contrasts) == 1:
+            found.append(f"data.register={arguments['register']}: data.contrasts=[{contrasts[0]}] leaves nothing to "
+                         "register; name two, such as data.contrasts=[T1,T2], or say data.register=none")  # fmt: skip
         if wanted is None:
             return found
         key = f"data.train_classes=[{','.join(wanted)}]"
@@ -166,9 +187,8 @@ class StoredData(pl.LightningDataModule):
             The reason with the way out; "" when it offers the view.
         """
         contrasts = list(arguments.get("contrasts") or [])
-        if contrasts and len(contrasts) < view.least_contrasts:
-            return (f"needs {view.name} of at least {view.least_contrasts} contrasts; data.contrasts={contrasts}; "
-                    "try data.contrasts=[T1,T2]")  # fmt: skip
+        if contrasts and (reason := view.misfit(contrasts, arguments.get("source", "contrasts"))):
+            return f"needs {view.name}: {reason}; it is data.contrasts=[{','.join(contrasts)}]"
         if view.name == "labelled" and not cls.labelled(arguments):
             return "needs labelled images; this data has no classes under these settings"
         return ""
@@ -195,10 +215,9 @@ class StoredData(pl.LightningDataModule):
                 tuple(self.contrasts), self.plane, self.size, self.fit, self.spacing_mm, self.slices, self.intensity,
                 self.label_from_mask, self._classes,
             )  # fmt: skip
-            own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
+            own = self._own()
             skip = self.on_bad_file == "skip"
             name = type(self).__name__.lower()
-            own |= {"simulator": self.simulator} if self.simulator else {}
             self.store_key = identity.store_key(todo, self.preparation, own, skip)
             self._store = open_or_build(
                 cache_folder(self.cache), f"{name}-{self.store_key}", self.size, lambda: self._prepared(todo, skip)
@@ -213,9 +232,15 @@ class StoredData(pl.LightningDataModule):
         """
         store = self._open()
         labels = {s["id"]: (s["label"], s["scan_slice"]) for s in store.studies}
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
-        made = own | {"simulator": self.simulator} if self.simulator else {}
+        registered = {"register": self.register} if self.register != "none" else {}
+        made = self._own() if self.simulator else registered
         return identity.content_hash(store.files, labels, self.preparation, made)
+
+    def _own(self) -> dict[str, Any]:
+        """What decides the slices beside files and preparation; what is off is not named, so that its key is older."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_CONTENT}
+        own |= {"simulator": self.simulator} if self.simulator else {}
+        return own | ({"register": self.register} if self.register != "none" else {})
 
     @property
     def title(self) -> str:
@@ -238,7 +263,8 @@ class StoredData(pl.LightningDataModule):
 
         threads = min(8, os.cpu_count() or 1)
         log.info("preparing %d studies of %s (once; kept in the cache)", len(todo), type(self).__name__)
-        items = prepare.studies(todo, self.preparation, self.read, skip_bad=skip, threads=threads)
+        register = Registrar(cache_folder(self.cache)) if self.register == "rigid" else None
+        items = prepare.studies(todo, self.preparation, self.read, skip_bad=skip, threads=threads, register=register)
         yield from tqdm(items, "preparing", total=len(todo), unit="study", leave=False, disable=len(todo) < 4)
 
 

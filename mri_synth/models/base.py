@@ -16,7 +16,8 @@ from mri_synth import __version__
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.views import Images
 from mri_synth.errors import UserError
-from mri_synth.metrics.scores import ImageScores, ItemScores, image_scores
+from mri_synth.metrics.protocols import AT, full_scores, habit_scores
+from mri_synth.metrics.scores import ImageScores, ItemScores
 from mri_synth.models import conditions
 from mri_synth.models.checkpoint import FORMAT
 
@@ -36,6 +37,7 @@ class SynthModule(pl.LightningModule):
         monitor: metric that chooses the best checkpoint, and whether "max" or "min" is better.
         explained: loss name to the function whose docstring explains it in the report.
         protocols: name of a score of `item_scores` to how it is measured, of those that image scores do not have.
+        notes: name of a reference value to what it is, of those of `references`.
         fused: optimizers in one kernel; this and the next four are set by the trainer's settings.
         log_every_steps: steps between logged losses.
         max_steps: a limit on the steps, for schedules.
@@ -48,6 +50,7 @@ class SynthModule(pl.LightningModule):
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     explained: ClassVar[dict[str, Callable[..., Any]]] = {}
     protocols: ClassVar[dict[str, str]] = {}
+    notes: ClassVar[dict[str, str]] = {}
 
     def __init__(self, spec: DataSpec | dict[str, Any]) -> None:
         super().__init__()
@@ -113,6 +116,25 @@ class SynthModule(pl.LightningModule):
             UserError: the method does not reconstruct.
         """
         raise UserError(f"{type(self).__name__} does not reconstruct images")
+
+    def translate(self, source: Tensor) -> Tensor:
+        """Another contrast of the same slices. A method may take further options by keyword; the verb offers them.
+
+        Args:
+            source: (B, S, H, W) in [-1, 1], the channels of `spec.sources`.
+
+        Returns:
+            (B, 1, H, W) float32 in [-1, 1].
+
+        Raises:
+            UserError: the method does not translate.
+        """
+        raise UserError(f"{type(self).__name__} does not translate images")
+
+    @classmethod
+    def translates(cls) -> bool:
+        """Whether the method has a `translate` of its own."""
+        return cls.translate is not SynthModule.translate
 
     def sample(self, seeds: Tensor, label: Tensor | None = None) -> Tensor:
         """New images. A method may take further options by keyword, such as `temperature`; the verb offers them.
@@ -185,6 +207,17 @@ class SynthModule(pl.LightningModule):
             data: set up.
         """
 
+    def references(self, data: MRIDataModule) -> dict[str, float]:
+        """Values that the test scores must be read against, where the method knows other ones than images do.
+
+        Args:
+            data: set up.
+
+        Returns:
+            "kind/score" to its value.
+        """
+        return {}
+
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
         """What the callbacks draw, row by row; the method never draws.
 
@@ -194,12 +227,31 @@ class SynthModule(pl.LightningModule):
         Returns:
             Row name to (B, 1, H, W) in [-1, 1].
         """
+        if self.translates():
+            rows = {name: batch.image[:, k : k + 1] for k, name in enumerate(self.spec.sources)}
+            rows[f"synthetic {self.spec.goal}"] = self.translate(batch.image)
+            if batch.target is not None and (batch.paired is None or batch.paired.all()):
+                rows[str(self.spec.goal)] = batch.target
+            return rows
         rows = {"original": batch.image}
         if self.reconstructs():
             rows["reconstruction"] = self.reconstruct(batch.image)
         if self.samples():
             rows["sample"] = self.sample(torch.arange(len(batch), device=batch.image.device), self.condition(batch))
         return rows if len(rows) > 1 else {}
+
+    @property
+    def grown(self) -> bool:
+        """Whether samples are by now what the method is there to make: else no best.ckpt, and no collapse of them."""
+        return True
+
+    def go_to_costliest(self) -> str:
+        """Go to where a step of the training costs most, for `task=plan`.
+
+        Returns:
+            Where that is; "" where all steps cost about the same.
+        """
+        return ""
 
     @classmethod
     def reconstructs(cls) -> bool:
@@ -220,17 +272,17 @@ class SynthModule(pl.LightningModule):
         return losses["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Losses as val/<key>, and image scores of what reconstructs."""
+        """Losses as val/<key>, and image scores of what reconstructs or translates."""
         self._log_losses(batch, "val", ())
-        if self.reconstructs():
-            self.val_scores.update(self.reconstruct(batch.image), batch.image, batch.index)
+        if (outcome := self.outcome(batch)) is not None:
+            self.val_scores.update(*outcome)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses as test/<key>, and the scores of each item."""
         scores = self.item_scores(batch)
         self._log_losses(batch, "test", scores)
         if scores:
-            self.test_scores.update(scores, batch.index)
+            self.test_scores.update(scores, batch.index if batch.paired is None else batch.index[batch.paired])
 
     def item_scores(self, batch: Batch) -> dict[str, Tensor]:
         """Scores of each item of a test batch, from which the report makes mean and interval by subject.
@@ -239,9 +291,30 @@ class SynthModule(pl.LightningModule):
             batch: as the view offers it.
 
         Returns:
-            Name to (B,); by default what a reconstruction is worth. What is added needs a line in `protocols`.
+            Name to (B,), of the unpaired view to as many as are paired; by default what a reconstruction or a
+            translation is worth. What is added needs a line in `protocols`.
         """
-        return image_scores(self.reconstruct(batch.image), batch.image) if self.reconstructs() else {}
+        outcome = self.outcome(batch)
+        if outcome is None:
+            return {}
+        made, truth, _ = outcome
+        return full_scores(made, truth) | (habit_scores(made, truth) if self.translates() else {})
+
+    def outcome(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What a method that reconstructs or translates makes of a batch, and what it should be.
+
+        Args:
+            batch: as the view offers it.
+
+        Returns:
+            Images, true images, and `index` of those whose truth is known, which may be none of a batch; None of
+            methods that do neither.
+        """
+        if self.translates() and batch.target is not None:
+            here = torch.ones_like(batch.index, dtype=torch.bool) if batch.paired is None else batch.paired
+            made = self.translate(batch.image) if here.any() else batch.target
+            return made[here], batch.target[here], batch.index[here]
+        return (self.reconstruct(batch.image), batch.image, batch.index) if self.reconstructs() else None
 
     def _log_losses(self, batch: Batch, split: str, but: Collection[str]) -> None:
         weight: Any = float(len(batch))  # the mean over processes of an integer weight would be cut to an integer
@@ -250,18 +323,19 @@ class SynthModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """val/ssim over all validation slices, and val/ssim_10 on ten of them, drawn once by seed."""
-        if self.reconstructs():
+        if self.val_scores.names:
             means = self.val_scores.means()
             for name, value in means.items():
                 self.log(f"val/{name}", value, prog_bar=f"val/{name}" == self.monitor[0])
-            self.log("val/ssim_10", self.val_scores.ten())
+            if means:  # none where no item is paired
+                self.log("val/ssim_10", self.val_scores.ten())
             self.val_scores.reset()
 
     def on_test_epoch_end(self) -> None:
         """test/<score> over all test slices; the scores of each slice stay for the report."""
         if self.test_scores.names:
             self.test_results = self.test_scores.compute()
-            self.log_dict({f"test/{k}": v for k, v in self.test_scores.means().items()})
+            self.log_dict({f"test/{k}": v for k, v in self.test_scores.means().items() if AT not in k})
             self.test_scores.reset()
 
     def alarm(self, text: str) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from torch import Tensor, nn
 
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch, DataSpec
-from mri_synth.data.codes import codes_of
+from mri_synth.data.codes import code_counts, codes_of
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
 from mri_synth.losses.code import bits_per_code
@@ -55,6 +56,7 @@ class PixelCNN(SynthModule):
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val/bits_per_code", "min")
+    notes: ClassVar[dict[str, str]] = {"baseline/bits_per_code": "how often each code is in train, wherever it is"}
     explained: ClassVar[dict[str, Any]] = {"bits_per_code": bits_per_code}
     protocols: ClassVar[dict[str, str]] = {
         "bits_per_code": "exact: -log2 p of all codes of the image over their number, given its model.condition if any"
@@ -153,6 +155,19 @@ class PixelCNN(SynthModule):
         bits = self.network.nll(codes, self.condition(batch)) / math.log(2)
         return {"bits_per_code": bits, "bits_per_pixel": bits * codes[0].numel() / batch.image[0, 0].numel()}
 
+    def references(self, data: MRIDataModule) -> dict[str, float]:
+        """Bits per code of a model that knows how often codes are, and nothing of their neighbours.
+
+        Args:
+            data: after `prepare`.
+
+        Returns:
+            "baseline/bits_per_code" on the test split.
+        """
+        known, seen = (code_counts(data.view(split), self.network.codebook_size) for split in ("train", "test"))
+        surprise = -np.log2((known + 1) / (known + 1).sum())
+        return {"baseline/bits_per_code": float((seen * surprise).sum() / seen.sum())} if seen.any() else {}
+
     @torch.no_grad()
     def sample(
         self, seeds: Tensor, label: Tensor | None = None, *, temperature: float | None = None,
@@ -171,13 +186,19 @@ class PixelCNN(SynthModule):
             (n, C, H, W) float32 in [-1, 1].
 
         Raises:
-            UserError: labels for a model without conditions, or top_k beyond the codebook.
+            UserError: labels for a model without conditions or none for one that knows no other, or top_k beyond the
+                codebook.
         """
         if label is not None and not self.conditions():
             raise UserError("this PixelCNN was trained without labels (model.condition=none): ask for none")
         if top_k is not None and not 1 <= top_k <= self.network.codebook_size:
             raise UserError(f"top_k={top_k}: allowed: a whole number from 1 to {self.network.codebook_size}, the codes")
         h, device = self.hparams, self.device
+        if self.conditions() and not h["label_dropout"] and (label is None or bool((label < 0).any())):
+            raise UserError(
+                f"this PixelCNN, of model.label_dropout=0, knows no '{h['condition']}' that is not said: "
+                f"ask for one of {', '.join(self.conditions())}, by --label"
+            )
         noisy = h["noise"] if noise is None else noise
         u = uniform(0, 0, seeds.to(device), self.grid[0] * self.grid[1])
         with torch.autocast(device.type, enabled=False):
