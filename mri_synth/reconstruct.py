@@ -88,6 +88,7 @@ def reconstruct(
         )
         save_like(values, unwindowed(volume), path, f"{kind}, derived: mri_synth {__version__}, {name}", "float32")
         written[path.name] = meaning
+    scores = mean_scores(made, images, batch_size=batch_size)
     about = {
         "synthetic": f"reconstruction by mri_synth {__version__}; not a measured image",
         "source": str(source.resolve()),
@@ -99,8 +100,8 @@ def reconstruct(
         "share_of_view_covered": frame.covered,
         "share_of_foreground_outside": source_ready.outside,
         "intensity": {"low": intensity.low, "high": intensity.high, "clipped": source_ready.clipped},
-        "scores_in_frame": mean_scores(made, images, batch_size),
-        "protocols": PROTOCOLS,
+        "scores_in_frame": scores,
+        "protocols": {name: PROTOCOLS[name] for name in scores},
         "errors_in_source_units": _errors(array, volume, intensity),
         **({"maps": written} if written else {}),
     }

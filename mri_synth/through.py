@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mri_synth.data.frame import Frame
 from mri_synth.data.intensity import Array, Intensity, fit_intensity
@@ -18,7 +20,7 @@ from mri_synth.data.prepare import FOREGROUND
 from mri_synth.data.settings import IntensitySettings
 from mri_synth.data.volume import Volume, from_slices, resample_to, same_grid, to_slices
 from mri_synth.errors import UserError
-from mri_synth.metrics.scores import ImageScores
+from mri_synth.metrics.scores import ItemScores, image_scores
 from mri_synth.models.base import SynthModule
 
 log = logging.getLogger(__name__)
@@ -158,21 +160,27 @@ def warn(model: SynthModule, source: Ready) -> None:
                     source.intensity.high)  # fmt: skip
 
 
-def mean_scores(made: Array, images: Array, batch_size: int = 16) -> dict[str, float | None]:
-    """Image scores, as `mri_synth.metrics.scores` has them, averaged over the slices for which they are defined.
+def mean_scores(
+    made: Array,
+    images: Array,
+    score: Callable[[Tensor, Tensor], dict[str, Tensor]] = image_scores,
+    batch_size: int = 16,
+) -> dict[str, float | None]:
+    """Scores of images, averaged over the slices for which they are defined.
 
     Args:
         made: (N, H, W) in [-1, 1].
         images: the true ones.
+        score: of (B, 1, H, W) and the true ones; name to (B,).
         batch_size: slices at once.
 
     Returns:
         Score name to mean; None where it is defined for no slice.
     """
-    scores = ImageScores()
+    scores = ItemScores()
     for start in range(0, len(images), batch_size):
         x_hat, x = (torch.from_numpy(a[start : start + batch_size])[:, None] for a in (made, images))
-        scores.update(x_hat, x, torch.arange(start, start + len(x)))
+        scores.update(score(x_hat, x), torch.arange(start, start + len(x)))
     with np.errstate(invalid="ignore"):
         values = {name: v[np.isfinite(v)] for name, v in scores.compute().items() if name != "index"}
     return {name: float(v.mean()) if len(v) else None for name, v in values.items()}

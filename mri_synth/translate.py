@@ -21,6 +21,7 @@ from mri_synth.data.scan import Scan
 from mri_synth.data.volume import check_target, read, save_like
 from mri_synth.errors import UserError
 from mri_synth.metrics.consistency import PROTOCOL, consistency
+from mri_synth.metrics.protocols import full_scores
 from mri_synth.metrics.scores import PROTOCOLS
 from mri_synth.through import Ready, back, mean_scores, ready, sidecar_of, unwindowed, write_json
 from mri_synth.translate_files import Job, find
@@ -225,7 +226,8 @@ def _judged(made: Array, first: Ready, truth: Ready | None) -> dict[str, Any]:
     }
     judged: dict[str, Any] = {"slice_consistency": found | {"protocol": PROTOCOL, "units": "of a range of 2"}}
     if truth is not None:
-        judged |= {"scores_in_frame": mean_scores(made, truth.images), "protocols": PROTOCOLS}
+        scores = mean_scores(made, truth.images, full_scores)
+        judged |= {"scores_in_frame": scores, "protocols": {name: PROTOCOLS[name] for name in scores}}
     return judged
 
 

@@ -300,7 +300,7 @@ def test_a_target_gives_scores(tmp_path, checkpoint):
     assert said["scores_in_frame"]["ssim"] == pytest.approx(1, abs=1e-5)
     assert said["scores_in_frame"]["mae"] < 1e-6
     assert said["slice_consistency"]["against_target"]["ratio"] == pytest.approx(1, abs=1e-5)
-    assert "ssim" in said["protocols"]
+    assert said["scores_in_frame"].keys() == said["protocols"].keys() >= {"ssim", "nmse", "psnr_foreground"}
 
 
 # -- several sources, and both ways ----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mri_synth.metrics.scores import image_scores
 
 NOTES = {
     "baseline/ssim": "the mean training image in place of every reconstruction or translation",
-    "copy/ssim": "the source in place of its translation",
+    "copy/ssim": "the source, of several the first, in place of its translation",
     "ceiling/ssim": "the noise-free phantom in place of its reconstruction or translation: what is left is noise, and "
     "no model that does not copy noise comes above it",
 }

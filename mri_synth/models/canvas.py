@@ -164,6 +164,10 @@ class CanvasModule(SynthModule):
             return CanvasAdam(self.canvas, ADAM_LR if self.lr is None else self.lr)
         return CanvasLBFGS(self.canvas, 1.0 if self.lr is None else self.lr, self.history)
 
+    def setup(self, stage: str) -> None:
+        """Plain strides: those that channels_last gives one channel, and has given it by now, trip DDP's broadcast."""
+        self.canvas.data = self.canvas.data.clone(memory_format=torch.contiguous_format)
+
     def on_fit_start(self) -> None:
         """Batches that go once through all jobs."""
         loader = getattr(self.trainer.datamodule, "train_dataloader", None)  # type: ignore[attr-defined]

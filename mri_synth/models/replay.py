@@ -18,7 +18,8 @@ class ReplayPool(nn.Module):
 
     Its state is in buffers, and all draws are by (seed, step, item): a resumed run goes on to the bit, and several
     processes have one pool of all their images, the same that one process with all the images has. Images of one batch
-    go to different places, at most `size` of them. No step waits for the device.
+    go to different places, at most `size` of them: of a batch, over all processes, larger than the pool the rest comes
+    out as it is. With accumulation the parts of a step are exchanged one after the other. No step waits for the device.
 
     Args:
         size: images kept; 0: what goes in comes out.
