@@ -88,8 +88,9 @@ SMALL_MODEL = {
     "vqvae": ["model.hidden_channels=8", "model.res_blocks=1", "model.codebook_size=128", "model.codebook_dim=8",
               "model.codebook_warmup=0"],
 }  # fmt: skip
-# Only composed and checked: they need several processes, a GPU, a cluster or a key, and have tests of their own.
-ONLY_CHECKED = re.compile(r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher|data\.download=true|model=style")
+# Only composed and checked: they need several processes, a GPU, a cluster, a key, a download or 40 subjects, and have
+# tests of their own.
+ONLY_CHECKED = re.compile(r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher|data\.(download=true|split\.file=preset)|model=style")
 
 
 def sweeps(words: list[str]) -> bool:
