@@ -90,7 +90,9 @@ SMALL_MODEL = {
 }  # fmt: skip
 # Only composed and checked: they need several processes, a GPU, a cluster, a key, a download or 40 subjects, and have
 # tests of their own.
-ONLY_CHECKED = re.compile(r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher|data\.(download=true|split\.file=preset)|model=style")
+ONLY_CHECKED = re.compile(
+    r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher|data\.(download=true|split\.file=preset)|model=style"
+)
 
 
 def sweeps(words: list[str]) -> bool:
