@@ -10,7 +10,7 @@ FIRST  := outputs/$(shell date +%Y-%m-%d_%H-%M-%S)_first_brain
 PYTEST := $(BIN)/python -m pytest -n $(XDIST) --dist loadfile --durations=10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint format bench clean
+.PHONY: help setup run test test-fast slurm-test lint format bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ test: $(STAMP) lint ## all checks: lint, types, docstrings, every test; the ten 
 
 test-fast: $(STAMP) lint ## lint, and the tests that take no more than a moment
 	@$(PYTEST) -m 'not slow' $(ARGS)
+
+slurm-test: $(STAMP) ## a sweep on a Slurm of one node, set up here (Debian, root): a job is taken away, queued again, and goes on
+	@$(BIN)/python tests/slurm/sweep.py
 
 lint: $(STAMP) ## ruff, mypy --strict on the package, docstrings against signatures
 	@$(BIN)/ruff check

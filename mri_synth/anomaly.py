@@ -17,7 +17,7 @@ from scipy import ndimage
 from mri_synth import drawing
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import DataSpec
-from mri_synth.data.views import Images
+from mri_synth.data.views import Images, Lesions
 from mri_synth.metrics.anomaly import Detection, brain, by_subject, gain, summary
 from mri_synth.models.base import SynthModule
 
@@ -117,6 +117,7 @@ def anomaly_results(
         has a marked pixel.
     """
     items = data.view("test")
+    items = items.every() if isinstance(items, Lesions) else items
     if not model.reconstructs() or type(items) is not Images or data.spec.channels != 1 or not len(items):
         return {}
     spacing, subjects = pixel_mm(data.spec), items.subjects

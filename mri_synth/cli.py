@@ -34,6 +34,54 @@ def list_() -> None:
 
 
 @app.command()
+def leaderboard(
+    place: Annotated[Path, typer.Argument(help="folder of run folders and sweeps")] = Path("outputs"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="page.html or table.csv to write")] = None,
+    by: Annotated[list[str] | None, typer.Option(help="metric to rank by, such as test/psnr; again for more")] = None,
+    top: Annotated[int, typer.Option(min=1, help="rows of each group on the terminal")] = 20,
+) -> None:
+    """All runs, ranked where data, split and protocol are the same, with differences, intervals and cost."""
+    from mri_synth.leaderboard_page import leaderboard as work
+
+    work(place, output, by or (), top)
+    if output is not None:
+        typer.echo(output)
+
+
+@app.command()
+def evaluate(
+    real: Annotated[str, typer.Argument(help="folder of images; 'data=ixi data.root=/my/ixi' in quotes; or a store")],
+    fake: Annotated[str, typer.Argument(help="the same, or outputs/<run>/best.ckpt of what samples")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of page, JSON and pictures")] = Path(
+        "evaluation"
+    ),
+    train: Annotated[str | None, typer.Option(help="what the fakes' model was trained on: memorisation test")] = None,
+    features: Annotated[
+        list[str] | None, typer.Option(help="inception, pixels, or an encoder's checkpoint; again for more")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="images a side of an FID, and samples of a checkpoint")] = 1000,
+    size: Annotated[int | None, typer.Option(help="side in pixels to bring all images to, where sizes differ")] = None,
+    plane: Annotated[str, typer.Option(help="of volumes: axial, coronal, sagittal")] = "axial",
+    intensity: Annotated[str, typer.Option(help="of folders: auto, unit ([0, 1]), percentile, minmax")] = "auto",
+    at_most: Annotated[int, typer.Option(help="images of a set that are looked at, drawn by seed")] = 10_000,
+    utility: Annotated[bool, typer.Option(help="classifiers trained on fakes, where both sets have classes")] = True,
+    seed: Annotated[int, typer.Option(help="of every draw")] = 0,
+    batch_size: Annotated[int, typer.Option(help="images at a time")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+) -> None:
+    """Generated images against real ones: KID, FID, diversity, copies, utility, with intervals; HTML and JSON."""
+    from mri_synth.evaluate import PAGE
+    from mri_synth.evaluate import evaluate as work
+
+    found = work(real, fake, output, train=train, features=features or ("auto",), n=n, size=size, plane=plane,
+                 intensity=intensity, at_most=at_most, with_utility=utility, seed=seed, batch_size=batch_size,
+                 device=device)  # fmt: skip
+    for line in found["verdicts"]:
+        typer.echo(line)
+    typer.echo(output / PAGE)
+
+
+@app.command()
 def describe(
     overrides: Annotated[list[str], typer.Argument(help="as for run, such as data=ixi data.root=/my/ixi")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the HTML page")] = Path("describe.html"),
@@ -153,6 +201,97 @@ def sample(
             return
     typer.echo(work(checkpoint, 64 if n is None else n, output, seed=seed, label=label, options=options, format=format,
                     batch_size=batch_size, device=device))  # fmt: skip
+
+
+@app.command()
+def refine(
+    inputs: Annotated[list[Path], typer.Argument(help="whose content stays: pictures, volumes, or a folder of them")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="file of one result, else a folder")],
+    style: Annotated[str, typer.Option(help="whose style comes: file, folder, or 'pattern*'; paintings are allowed")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="of conf/model/style_transfer.yaml, such as steps=30; repeatable")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="which style goes with which content")] = 0,
+    size: Annotated[int | None, typer.Option(help="longer side at which it is done, pixels; the files' own")] = None,
+    plane: Annotated[str, typer.Option(help="of volumes: axial, coronal, sagittal")] = "axial",
+    neighbours: Annotated[bool, typer.Option(help="slices start with their neighbours' changes: less flicker")] = True,
+    batch_size: Annotated[int, typer.Option(help="pictures at a time")] = 8,
+    precision: Annotated[str, typer.Option(help="bf16, 32, or auto: bf16 where the device computes in it")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="outputs of other settings or files")] = False,
+) -> None:
+    """Style transfer as a last step: samples in the style of real images, or real ones in that of samples."""
+    from mri_synth.refine import refine as work
+    from mri_synth.refine_outputs import said
+
+    states = []
+    for outcome in work(inputs, output, style=style, settings=set_ or (), seed=seed, size=size, plane=plane,
+                        neighbours=neighbours, batch_size=batch_size, precision=precision, device=device,
+                        overwrite=overwrite):  # fmt: skip
+        typer.echo(said(outcome), err=outcome.state == "failed")
+        states.append(outcome.state)
+    if len(states) > 1:
+        typer.echo(", ".join(f"{states.count(s)} {s}" for s in ("written", "skipped", "failed") if s in states))
+    if "failed" in states:
+        raise typer.Exit(1)
+
+
+@app.command()
+def imagine(
+    checkpoint: Annotated[str, typer.Argument(help="outputs/<run>/best.ckpt of what has latents: vqgan, vqvae, ...")],
+    prompts: Annotated[list[str], typer.Argument(help='such as "MRI spaceship:1 | blurry:-0.5"; a picture for each')],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to write")],
+    guide: Annotated[str, typer.Option(help="mri_clip:CHECKPOINT, clip:NAME_OR_FOLDER, or conse")] = "mri_clip",
+    init: Annotated[Path | None, typer.Option(help="NIfTI or picture to start from; random without")] = None,
+    slice_: Annotated[int | None, typer.Option("--slice", help="of a volume, from 0 on")] = None,
+    init_weight: Annotated[float | None, typer.Option(help="of the distance from the start")] = None,
+    steps: Annotated[int | None, typer.Option(help="of the optimisation; 200")] = None,
+    size: Annotated[int | None, typer.Option(help="side in pixels; the generator's own")] = None,
+    palette: Annotated[str | None, typer.Option(help="colours: copper, forest, magma, space, volcano")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="of conf/model/clip_guided.yaml, such as cutouts=32; repeatable")
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option(help="a further checkpoint, beside the first on one sheet; repeatable")
+    ] = None,
+    generator_config: Annotated[
+        str | None, typer.Option(help="yaml of a checkpoint of taming-transformers; of one for each, with commas")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="pictures of each prompt, a seed each")] = 1,
+    seed: Annotated[int, typer.Option(help="of the first; the next has the next seed")] = 0,
+    every: Annotated[int | None, typer.Option(help="steps from still to still; so many that there are 40")] = None,
+    batch_size: Annotated[int, typer.Option(help="pictures at a time")] = 4,
+    precision: Annotated[str, typer.Option(help="bf16, 32, or auto: bf16 where the device computes in it")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
+) -> None:
+    """Pictures drawn to texts, from one's own models: stills, GIF and MP4; going on where a stopped call ended."""
+    from mri_synth.imagine import imagine as work
+
+    given = {"init_weight": init_weight, "steps": steps, "size": size, "palette": palette}
+    words = [*(f"{k}={v}" for k, v in given.items() if v is not None), *(set_ or ())]
+    typer.echo(work([checkpoint, *(also or ())], prompts, output, guide=guide, generator_config=generator_config,
+                    init=init, slice=slice_, n=n, seed=seed, every=every, settings=words, batch_size=batch_size,
+                    precision=precision, device=device))  # fmt: skip
+
+
+@app.command()
+def release(
+    checkpoint: Annotated[Path, typer.Argument(help="outputs/<run>/best.ckpt")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to make")],
+    licence: Annotated[str | None, typer.Option(help="of the training data, for the card")] = None,
+    use: Annotated[str | None, typer.Option(help="what the model is meant for, for the card")] = None,
+    onnx: Annotated[
+        bool | None, typer.Option("--onnx/--no-onnx", help="ONNX too; without, where its packages are installed")
+    ] = None,
+) -> None:
+    """A checkpoint as a folder to hand on: weights, graphs that need torch alone, model card, a hash of each file."""
+    import hashlib
+
+    from mri_synth.release import MANIFEST
+    from mri_synth.release import release as work
+
+    typer.echo(work(checkpoint, output, licence=licence, use=use, onnx=onnx))
+    typer.echo(f"SHA-256 of {MANIFEST}: {hashlib.sha256((output / MANIFEST).read_bytes()).hexdigest()}")
 
 
 weights_app = typer.Typer(help="Pretrained weights: which there are, where they are, and fetching them.",

@@ -22,7 +22,7 @@ GROUPS = ("model", "data", "trainer", "logger")
 ROOT: dict[str, Any] = {
     "seed": Annotated[int, Ge(0), Le(2**32 - 1)], "task": Literal["fit", "test", "check", "plan"],
     "resume": str | None, "init_from": str | None, "ckpt": str | None, "samples": Annotated[int, Ge(0)],
-    "features": list[str],
+    "features": list[str], "rerun": bool,
 }  # fmt: skip
 FEATURES = ("auto", "inception", "pixels")
 """Words for the feature spaces of `features`; "auto" is Inception where its weights are here, and nothing where not."""

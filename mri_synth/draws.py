@@ -15,7 +15,7 @@ _GOLDEN, _MIX_1, _MIX_2 = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE
 """SplitMix64's constants as signed numbers: sums and products of int64 wrap to the same bits."""
 
 
-def uniform(seed: int, epoch: int, items: Tensor, draws: int) -> Tensor:
+def uniform(seed: int, epoch: int | Tensor, items: Tensor, draws: int) -> Tensor:
     """Uniform numbers of each item.
 
     SplitMix64 (Steele, Lea, Flood 2014) of a counter made from seed, epoch, item and draw; on the items' device, so
@@ -23,7 +23,7 @@ def uniform(seed: int, epoch: int, items: Tensor, draws: int) -> Tensor:
 
     Args:
         seed: of the run.
-        epoch: number of the epoch, or of the step.
+        epoch: number of the epoch, or of the step; (B,) int64 where items are at different ones.
         items: (B,) int64 item numbers.
         draws: numbers per item.
 
@@ -36,12 +36,12 @@ def uniform(seed: int, epoch: int, items: Tensor, draws: int) -> Tensor:
     return _shift(bits, 40).float() * 2.0**-24
 
 
-def normal(seed: int, epoch: int, items: Tensor, draws: int) -> Tensor:
+def normal(seed: int, epoch: int | Tensor, items: Tensor, draws: int) -> Tensor:
     """Standard normal numbers of each item, by the transform of Box and Muller 1958.
 
     Args:
         seed: of the run.
-        epoch: number of the epoch, or of the step.
+        epoch: number of the epoch, or of the step; (B,) int64 where items are at different ones.
         items: (B,) int64 item numbers.
         draws: numbers per item.
 

@@ -92,11 +92,13 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         generation = sampled(model, data, folder, config["samples"], config["features"]) if judges else {}
         if name == "test/kid" and "kid" in generation:
             metrics[name] = generation["kid"]["value"]
+        concluded = model.conclude(data) if details else {}
         about["explanations"] |= judged_in_training(trainer)
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
             "status": "finished", "resumed": bool(config["resume"]), "metrics": metrics, "details": details,
             "references": known, "generation": generation, "habits": habits(data, model),
+            **({"conclusion": concluded} if concluded else {}),
             "notes": {k: v for k, v in (NOTES | model.notes).items() if k in known} | anomaly.get("notes", {}),
             "epochs": trainer.current_epoch, "steps": trainer.global_step,
             "seconds": round(time.monotonic() - started, 2), "images_per_second": throughput.images_per_second,
@@ -207,7 +209,7 @@ def describe_run(
         "task": config["task"], "model": type(model).__module__.split(".")[-1],
         "data": type(data).__module__.split(".")[-1],
         "data_title": data.title, "simulated": data.simulated, "seed": config["seed"], "config": config,
-        "split_hash": outputs.table_hash(data.manifest), "data_hash": data.data_hash,
+        "split_hash": outputs.table_hash(data.manifest), "data_hash": data.data_hash, "view": data.view_class.name,
         "device": str(trainer.strategy.root_device), "world_size": trainer.world_size,
         "precision": trainer.precision, "parameters": sum(p.numel() for p in model.parameters()),
         "protocol": PROTOCOLS | model.protocols,

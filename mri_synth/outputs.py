@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from mri_synth import __version__
 from mri_synth.errors import UserError
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "monai", "torchmetrics", "wandb", "nibabel", "numpy")
+_MARKS = ("identity.json", ".running")
+"""Of `mri_synth.identity`."""
 
 
 def create(folder: Path) -> Path:
@@ -78,14 +80,60 @@ def discard_unused(folder: Path, of_sweep: bool = False) -> None:
         folder: made by Hydra for this command.
         of_sweep: no other job of the sweep, if it is one, leaves anything either, so its folder may go too.
     """
-    if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".hydra", "run.log", "metrics.csv"}:
+    if folder.is_dir() and {p.name for p in folder.iterdir()} <= {".hydra", "run.log", "metrics.csv", *_MARKS}:
+        above = sweep_of(folder)
         shutil.rmtree(folder)
-        above = folder.parent
-        sweep = (above / "multirun.yaml").is_file() or above.parent.name == "sweeps"
-        if of_sweep and sweep and {p.name for p in above.iterdir()} <= {"multirun.yaml"}:
+        if of_sweep and above is not None and {p.name for p in above.iterdir()} <= {"multirun.yaml"}:
             (above / "multirun.yaml").unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # another job may just now make its folder there
                 above.rmdir()
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run left in its folder, before another begins there: its checkpoints and curves must not mix.
+
+    Args:
+        folder: of the run.
+    """
+    for name in ("best.ckpt", "last.ckpt", "metrics.csv", "results.json", "config.yaml", "report.html", *_MARKS):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("pictures", "wandb"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def run_folders(place: Path) -> Iterator[Path]:
+    """The run folders below a folder, in the order of their names: those with a result or a note of what they are.
+
+    Args:
+        place: such as outputs/.
+
+    Yields:
+        Each of them; in a run's folder no further one is looked for.
+    """
+    try:
+        with os.scandir(place) as entries:
+            found = sorted(entries, key=lambda e: e.name)
+    except OSError:
+        return
+    if any(e.name in ("results.json", "identity.json") for e in found):
+        yield place
+        return
+    for entry in found:
+        if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+            yield from run_folders(Path(entry.path))
+
+
+def sweep_of(folder: Path) -> Path | None:
+    """The sweep that a run is a job of.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The sweep's folder; None for a run of its own.
+    """
+    above = folder.resolve().parent
+    return above if above.parent.name == "sweeps" or (above / "multirun.yaml").is_file() else None
 
 
 def save_config(cfg: DictConfig, run: Path) -> None:
@@ -170,9 +218,18 @@ def _cpu() -> str:
     return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())
 
 
+def forget_peak_memory() -> None:
+    """Let `peak_memory_bytes` begin anew, where the system can: a sweep's jobs may share a process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident memory of this process, since `forget_peak_memory` where the system can tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    high = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    return 1024 * (int(high) if high else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def table_hash(rows: list[dict[str, Any]]) -> str:

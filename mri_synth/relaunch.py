@@ -31,6 +31,12 @@ def is_further_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, on all machines: it alone writes what the run says of itself."""
+    names = ("LOCAL_RANK", "RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
 def shared_folder(own: Path, given: bool) -> Path:
     """The run's folder: the one of the process that started this one, else its own.
 

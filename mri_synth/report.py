@@ -91,6 +91,7 @@ def render(run: Run) -> str:
         html.section("Warnings", *(html.notice(w, "warn") for w in run.warnings)) if run.warnings else Html(""),
         html.section("Result on the test split", *_results(results, simulated)),
         html.section("The same by published habits", *others) if others else Html(""),
+        html.section("Comparison", *_conclusion(results["conclusion"])) if results.get("conclusion") else Html(""),
         html.section("Samples", *drawn) if drawn else Html(""),
         html.section("Pictures", *_pictures(run)),
         html.section("Curves", *_all_curves(run)),
@@ -217,6 +218,13 @@ def _results(results: Mapping[str, Any], simulated: bool) -> list[Html]:
     if others:
         parts.append(html.details("Losses on the test split", html.facts(others)))
     return parts
+
+
+def _conclusion(said: Mapping[str, Any]) -> list[Html]:
+    """Tables, bars and notes of a method that compares things."""
+    parts = [html.card(t["title"], html.table(t["head"], t["rows"])) for t in said.get("tables", ())]
+    parts += [plots.bars(b["heights"], b["title"], "", "%", b["labels"]) for b in said.get("bars", ())]
+    return [*parts, *(html.paragraph(note, "soft") for note in said.get("notes", ()))]
 
 
 def _all_curves(run: Run) -> list[Html]:

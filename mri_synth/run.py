@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,7 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mri_synth import config, outputs, relaunch
+from mri_synth import config, identity, outputs, relaunch
 from mri_synth.errors import ConfigError, UserError
 from mri_synth.overrides import admit_unknown
 from mri_synth.sweep import job_folder, name_by_swept
@@ -42,7 +43,17 @@ def main() -> None:
     try:
         if not any(w in ("--help", "-h", "--version", "--info", "--cfg") for w in sys.argv[1:]):
             sys.argv[1:] = name_by_swept(admit_unknown(sys.argv[1:]))
-        _hydra()
+        from mri_synth import launching
+
+        sweep = launching.Sweep()
+        try:
+            with launching.idempotent(sweep):
+                _hydra()
+        except Exception:
+            if not sweep.failed:  # else it is theirs, or a search's that has no trial left
+                raise
+        if sweep.failed:
+            _end(sweep.said(), 2)
     except (UserError, HydraException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
         _end(f"{error}" + (f"\n{cause}" if cause else ""), 2)
@@ -72,23 +83,48 @@ def _hydra(cfg: DictConfig) -> float | None:
 
     settings = HydraConfig.get()
     sweep, words = settings.mode == RunMode.MULTIRUN, list(settings.overrides.task)
+    number = Path(settings.runtime.output_dir).name.partition("_")[0]
     try:
         given = sweep or any(w.startswith("hydra.run.dir=") for w in settings.overrides.hydra)
         folder = relaunch.shared_folder(Path(settings.runtime.output_dir), given or bool(cfg.resume))
         if cfg.task == "fit" and relaunch.goes_on(folder):
             cfg.resume, words = str(folder), [f"resume={folder}"]
+        elif cfg.task == "fit" and sweep and not cfg.resume:
+            from mri_synth import launching
+
+            if found := launching.begins(cfg, folder):
+                if found.state == "finished":
+                    return _finished_before(found, folder, number)
+                cfg.resume, words = str(folder), [f"resume={folder}"]
         return run(cfg, folder, words)
     except UserError as error:
         if sweep:  # the launcher records it; a SystemExit would end the sweep
-            log.error("job %s failed: %s", settings.job.num, error)
-            raise CompactHydraException(f"\njob {settings.job.num} ({' '.join(words)}) failed:\n{error}") from None
+            log.error("job %s failed: %s", number, error)
+            raise CompactHydraException(str(error)) from None
         relaunch.let_first_process_speak()
         _end(str(error), 2)
     except Exception as error:
         if type(error).__name__ != "Interrupted":
+            if sweep:
+                log.exception("job %s failed", number)
             raise
         relaunch.let_first_process_speak()
         _end(str(error), 130)
+
+
+def _finished_before(found: identity.Known, folder: Path, number: str) -> float | None:
+    """A sweep's job that another run has done meanwhile: its metric; the sweep's table is told where it is."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from mri_synth import table
+
+    settings = HydraConfig.get()
+    log.info("finished: %s", found.folder)
+    if found.folder.resolve() != folder.resolve():
+        outputs.discard_unused(folder)
+    at = int(number) if number.isdigit() else settings.job.num
+    table.note_elsewhere(Path(settings.sweep.dir), at, list(settings.overrides.task), found.folder)
+    return found.value
 
 
 def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
@@ -133,8 +169,13 @@ def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
 def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     """What `run` does after the check."""
     started = time.monotonic()
-    with relaunch.relaunchable(folder, overrides):
+    outputs.forget_peak_memory()
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    first = relaunch.is_first_process() and cfg.task != "plan"
+    with identity.noted(folder, plain) if first else nullcontext(), relaunch.relaunchable(folder, overrides):
         data, model, trainer = build(cfg, folder)
+        if first:  # once more: the data may have been fetched just now
+            identity.note(folder, plain, "running", data_hash=data.data_hash)
         with relaunch.ended_together(trainer):
             if cfg.task == "plan":
                 from mri_synth.plan import plan
@@ -148,9 +189,11 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
             from mri_synth.callbacks import loggers
             from mri_synth.fit import fit_and_test
 
-            plain: Any = OmegaConf.to_container(cfg, resolve=True)
             with loggers.ended(trainer.loggers):
-                return fit_and_test(plain, folder, data, model, trainer, started)
+                value = fit_and_test(plain, folder, data, model, trainer, started)
+            if first:
+                identity.note(folder, plain, "finished", value=value)
+            return value
 
 
 def resumed_config(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfig:
@@ -205,6 +248,7 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
         The data module (set up), the model and the trainer.
     """
     import lightning.pytorch as lightning
+    import torch
     from hydra.errors import InstantiationException
     from hydra.utils import get_class, instantiate
 
@@ -224,6 +268,8 @@ def build(cfg: DictConfig, folder: Path) -> tuple[MRIDataModule, SynthModule, pl
     ):
         warnings.filterwarnings("ignore", f".*{text}")
     require_device(cfg.trainer.accelerator)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()  # of the sweep's job before
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     data: MRIDataModule = instantiate(cfg.data, _convert_="all")
     data.seed = cfg.seed

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 METRICS = ("test/elbo", "test/bits_per_dim", "test/active_units", "test/ssim", "generation/kid")
 COSTS = ("parameters", "seconds", "images_per_second")
-FAILED = "failed.jsonl"
+FAILED, ELSEWHERE = "failed.jsonl", "elsewhere.jsonl"
 _LOG_WIDTH = 200
 """Characters, where there is no terminal to say."""
 MUST_AGREE = {"split_hash": "split", "data_hash": "data", "protocol": "protocol of the scores"}
@@ -29,16 +30,18 @@ class Job:
     """One job of a sweep.
 
     Attributes:
-        name: of its folder, or its number where it left none.
+        name: of its folder, as seen from the sweep's, or its number where it left none.
         overrides: key to value, as given for this job.
         results: of `results.json`; empty when it failed before it wrote one.
         error: why it did not finish; "" when it did.
+        number: in the sweep.
     """
 
     name: str
     overrides: dict[str, str] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    number: int = 10**9
 
 
 class SweepTable(Callback):
@@ -50,16 +53,6 @@ class SweepTable(Callback):
 
     def __init__(self, metrics: Sequence[str] = METRICS) -> None:
         self.metrics = tuple(metrics)
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """A failed job leaves a line, since its folder may hold nothing and go."""
-        settings = config.hydra
-        if settings.mode.name != "MULTIRUN" or job_return.status.name != "FAILED" or config.get("task") == "check":
-            return
-        error = job_return._return_value  # the property would raise it
-        line = {"job": settings.job.num, "overrides": list(settings.overrides.task), "error": str(error).strip()}
-        with (Path(settings.sweep.dir) / FAILED).open("a") as file:  # one short write, whole even from several jobs
-            file.write(json.dumps(line) + "\n")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the table, if any job left something to tell."""
@@ -78,20 +71,57 @@ def read_sweep(folder: Path) -> list[Job]:
     Returns:
         One entry per job that left results or a reason.
     """
-    jobs = []
-    for run in sorted(folder.iterdir(), key=lambda p: (_number(p.name), p.name)):
-        if (run / "results.json").is_file():
-            jobs.append(_read_job(run))
-    failed = folder / FAILED
-    for line in failed.read_text().splitlines() if failed.is_file() else []:
-        entry = json.loads(line)
+    found = {run: _read_job(run) for run in folder.iterdir() if (run / "results.json").is_file()}
+    for entry in _lines(folder / ELSEWHERE):
+        run = Path(entry["folder"])
+        run = folder / run.name if run.parent.resolve() == folder.resolve() else run
+        if run in found or (run / "results.json").is_file():
+            job = found.setdefault(run, _read_job(run))
+            job.name, job.number = os.path.relpath(run, folder), int(entry["job"])
+            job.overrides = _overrides(entry["overrides"])
+    jobs = list(found.values())
+    for entry in _lines(folder / FAILED):
         number = int(entry["job"])
-        known = next((j for j in jobs if _number(j.name) == number), None)
+        known = next((j for j in jobs if j.number == number), None)
         if known is None:
-            jobs.append(Job(str(number), _overrides(entry["overrides"]), error=entry["error"]))
+            jobs.append(Job(str(number), _overrides(entry["overrides"]), error=entry["error"], number=number))
         elif known.error:
             known.error = entry["error"]
-    return sorted(jobs, key=lambda j: _number(j.name))
+    return sorted(jobs, key=lambda j: (j.number, j.name))
+
+
+def note_failed(sweep: Path, number: int, words: Sequence[str], error: str) -> None:
+    """A failed job leaves a line, since its folder may hold nothing and go.
+
+    Args:
+        sweep: its folder.
+        number: of the job.
+        words: that compose it.
+        error: why.
+    """
+    _append(sweep / FAILED, {"job": number, "overrides": list(words), "error": error})
+
+
+def note_elsewhere(sweep: Path, number: int, words: Sequence[str], run: Path) -> None:
+    """A job whose run began before leaves a line, since its folder may be another sweep's.
+
+    Args:
+        sweep: its folder.
+        number: of the job.
+        words: that compose it.
+        run: the run's folder.
+    """
+    _append(sweep / ELSEWHERE, {"job": number, "overrides": list(words), "folder": str(run.resolve())})
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:  # one short write, whole even from several jobs
+        file.write(json.dumps(line) + "\n")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _number(name: str) -> int:
@@ -101,7 +131,11 @@ def _number(name: str) -> int:
 
 def _read_job(run: Path) -> Job:
     words = run / ".hydra/overrides.yaml"
-    job = Job(run.name, _overrides(OmegaConf.to_container(OmegaConf.load(words)) if words.is_file() else []))
+    job = Job(
+        run.name,
+        number=_number(run.name),
+        overrides=_overrides(OmegaConf.to_container(OmegaConf.load(words)) if words.is_file() else []),
+    )
     try:
         job.results = json.loads((run / "results.json").read_text())
         status = job.results.get("status")
@@ -188,7 +222,7 @@ def write_table(folder: Path, jobs: Sequence[Job], metrics: Sequence[str] = METR
     failures = [f"job {j.name} ({' '.join(_swept(j, swept))}) failed: {j.error}" for j in jobs if j.error]
     remarks = [*disagreements(jobs), *failures]
     page = html.write(_page(folder, jobs, done, head, rows, remarks), folder / "table.html")
-    _show(head, rows, remarks, page)
+    _show(head, rows, disagreements(jobs), page)  # failures are named when the sweep has ended
     return page
 
 

@@ -92,7 +92,7 @@ def translate(
     inputs, output = [Path(p) for p in inputs], Path(output)
     jobs = find(inputs, output, worker.sources, worker.goal, given=given, series=series, target=target)
     for folder in {j.output.parent for j in jobs}:
-        _check_writable(folder)
+        check_writable(folder)
     for root in {j.root for j in jobs if j.root is not None}:
         describe_derivatives(output, root, worker.name)
     for job in jobs:
@@ -100,7 +100,7 @@ def translate(
             yield one(worker, job, overwrite)
         except (UserError, OSError) as error:
             reason = str(error) if isinstance(error, UserError) else f"{job.first.path}: cannot be read ({error})"
-            if len(jobs) == 1 or _full(error):
+            if len(jobs) == 1 or full(error):
                 raise UserError(reason) from error
             yield Outcome(job, "failed", reason)
 
@@ -237,8 +237,15 @@ def _described(scan: Scan, source: Ready) -> dict[str, Any]:
     return {"path": str(scan.path.resolve()), "resampled": source.resampled, "intensity": ends}
 
 
-def _check_writable(folder: Path) -> None:
-    """Refuse a folder before a network has run for what could not be kept."""
+def check_writable(folder: Path) -> None:
+    """Refuse a folder before a network has run for what could not be kept.
+
+    Args:
+        folder: to be written to, made where missing.
+
+    Raises:
+        UserError: it is no folder, or read-only.
+    """
     here = folder
     while not here.exists():
         here = here.parent
@@ -247,7 +254,14 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written, {here} is {why}; give another folder by -o")
 
 
-def _full(error: BaseException) -> bool:
-    """Whether the disk is full, so that no further file could be written."""
+def full(error: BaseException) -> bool:
+    """Whether the disk is full, so that no further file could be written.
+
+    Args:
+        error: from writing.
+
+    Returns:
+        True where it, or what it came from, says so.
+    """
     cause = error.__cause__ if isinstance(error, UserError) else error
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -68,7 +68,9 @@ def fingerprint(scan: Scan) -> str:
     return hashlib.sha256(f"{scan.series}\n{text}".encode()).hexdigest()
 
 
-def done(output: Path, sidecar: Path, made_by: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def done(
+    output: Path, sidecar: Path, made_by: Mapping[str, Any], overwrite: bool, verb: str = "translate"
+) -> dict[str, Any] | None:
     """What is known of an output that is there, whole and made in the same way.
 
     Args:
@@ -76,6 +78,7 @@ def done(output: Path, sidecar: Path, made_by: Mapping[str, Any], overwrite: boo
         sidecar: the JSON beside it.
         made_by: model, options and files that it would be made of now.
         overwrite: write over what was made otherwise.
+        verb: that is at work.
 
     Returns:
         The sidecar's content; None where the output is to be made, or was stopped half-way.
@@ -93,7 +96,7 @@ def done(output: Path, sidecar: Path, made_by: Mapping[str, Any], overwrite: boo
         return dict(before)
     if overwrite or (not before and _signed(output)):  # stopped between the two files
         return None
-    why = "is there, and not known to be of mri-synth translate"
+    why = f"is there, and not known to be of mri-synth {verb}"
     if theirs := before.get("made_by"):
         why = (
             f"is there, made with other {' and '.join(k for k, v in made_by.items() if theirs.get(k) != v) or 'bytes'}"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import layouts
 import lightning.pytorch as pl
 import torch
 from hydra import compose, initialize_config_dir
@@ -34,6 +35,8 @@ VQVAE_SMALL = [
 STILL = ["model.kmeans_init=false", "model.revive_below=0"]
 AUGMENT = "data.augment={flip:0.5,rotate_deg:10,translate:0.05,scale:0.1,gain:0.1,gamma:0.1}"
 PIXELS = ["trainer.judge_features=pixels", "trainer.judge_samples=6"]
+STYLE = ["model=style_transfer", "model.jobs=16", "model.steps=6", "model.every=3", "model.content_layers=[conv2_1]",
+         "model.style_layers=[conv1_1,conv2_1]", "model.style_weight=300"]  # fmt: skip
 CASES: dict[str, list[str]] = {
     # 48 channels make groups of 3: before a group of 1 a bias has no effect, and Adam steps by its rounding errors
     "plain": [*VQVAE_SMALL, *STILL, "model.norm=group", "model.hidden_channels=48", "model.lambda_ssim=0.5"],
@@ -74,8 +77,16 @@ CASES: dict[str, list[str]] = {
     "pix2pix": ["model=pix2pix", "data.contrasts=[T1,PD,T2]", "model.contrast_dropout=0.4", "model.dropout=0.3",
                 "model.width=8", "model.d_width=8", "model.d_layers=2", "model.ema_decay=0.9",
                 "trainer.gradient_clip=1.0"],
+    "style_gan": ["model=style_gan", "data.lesions=all", "data.contrasts=[FLAIR]", "model.norm=none", "model.width=8",
+                  "model.d_width=8", "model.d_layers=1", "model.d_norm=none", "model.lr_g=5e-5", "model.ema_decay=0.9",
+                  "trainer.accumulate=2", "trainer.max_epochs=4"],
+    "mri_clip": ["model=mri_clip", "data.contrasts=[T1,T2]", "data.augment={rotate_deg:10,gain:0.1}", "model.width=8",
+                 "model.dim=16", "model.text_width=32", "model.warmup_steps=2"],
     "unet_l1": ["model=unet_l1", "data.contrasts=[T1,PD,T2]", "model.contrast_dropout=0.4", "model.dropout=0.3",
                 "model.width=8", "model.generator=attention_unet", "model.norm=none", "trainer.accumulate=2"],
+    # canvases and the states of their optimizers by job, 16 of them: two batches at 8
+    "style_transfer": [*STYLE, "model.optimizer=adam"],
+    "style_lbfgs": [*STYLE, "model.optimizer=lbfgs"],
 }  # fmt: skip
 
 
@@ -97,6 +108,9 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
     batch = [f"data.batch_size={BATCH * 2 // world}", f"trainer.devices={world}"]
     batch += ["trainer.strategy=ddp"] if world > 1 else []
     batch += [f"model.first_stage={first_stage}"] if case == "pixelcnn" else []
+    if case in ("style_transfer", "style_lbfgs"):
+        vgg = layouts.vgg19(folder / f"vgg.{os.environ.get('LOCAL_RANK', 'alone')}.pth", "conv2_1")
+        batch += [f"model.vgg={vgg}"]
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         cfg = compose("run", [*SMALL, *CASES[case], *batch])
     data, model, trainer = build(cfg, folder)
@@ -160,7 +174,7 @@ def main(folder: Path) -> None:
     for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
         keep(case, play(case, folder / case, 2))
     for case in ("vae", "pixelcnn", "encoder", "dcgan", "critic", "batchnorm", "vqgan", "progan", "cyclegan", "pix2pix",
-                 "unet_l1"):  # fmt: skip
+                 "style_gan", "unet_l1", "mri_clip", "style_transfer", "style_lbfgs"):  # fmt: skip
         keep(case, play(case, folder / case, 2, first_stage=folder / "plain/best.ckpt"))
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))

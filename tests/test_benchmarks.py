@@ -25,6 +25,10 @@ KEYS = {
     "translation": {f"{method}_{batch}{figure}" for method in ("cyclegan", "pix2pix") for batch in (1, 8)
                     for figure in ("", "_speedup_vs_published")},
     "style": {"speedup", "batch_share", "batch_difference", "loss_published", "loss_ours"},
+    "leaderboard": {"seconds_leaderboard", "seconds_finished_sweep", "jobs_passed_over"},
+    "conse": {"improved", "of", "prompts_improved", "rank_start", "rank", "rank_shuffled"},
+    "guided": {"speedup_vs_plain", "speedup_float32", "batch_share"},
+    "imagined": {"classifier_accuracy", "T2_of_T2", "T2_of_others", "asked", "shuffled", "seconds_one"},
     "pixelcnn": {"speedup", "codes_per_s", "codes_equal", "floor_s", "share_of_floor", "training_images_per_s"},
 }  # fmt: skip
 SMALL = [

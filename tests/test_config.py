@@ -44,8 +44,10 @@ def offered(compose: Compose, *overrides: str) -> str:
 
 
 def stage(compose: Compose, *words: str) -> list[str]:
-    """The first stage that a two-stage method wants; the check does not open it."""
-    return [f"model.first_stage={__file__}"] if "first_stage" in compose(*words).model else []
+    """The files of other runs that a method wants; the check does not open them."""
+    given = compose(*words).model
+    wanted = ["first_stage"] if "first_stage" in given else ["generator", "weights"] if "prompts" in given else []
+    return [f"model.{key}={__file__}" for key in wanted]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -19,7 +19,7 @@ from mri_synth.data.sampler import EpochBatches
 
 pytestmark = pytest.mark.slow
 EQUAL = ["plain", "augmented", "accumulated", "vae", "pixelcnn", "encoder", "dcgan", "critic", "vqgan", "progan",
-         "cyclegan", "pix2pix", "unet_l1"]  # fmt: skip
+         "cyclegan", "pix2pix", "style_gan", "unet_l1", "mri_clip", "style_transfer", "style_lbfgs"]  # fmt: skip
 # where the encoder's gradients are almost 0, Adam makes steps of their rounding errors; some of pix2pix's weights and
 # of cyclegan's biases have hardly left the 0 where they start
 TOLERANCE = {"encoder": 1e-3, "pix2pix": 5e-5, "cyclegan": 1e-3}
@@ -31,6 +31,10 @@ MONITORED = {
     "critic": "g_loss",
     "progan": "g_loss",
     "cyclegan": "g_cycle",
+    "style_gan": "mae_inside",
+    "mri_clip": "zero_shot",
+    "style_transfer": "style_left",
+    "style_lbfgs": "style_left",
 }
 
 
@@ -97,7 +101,10 @@ def test_weights_and_codebook_are_those_of_one_process(case: str, result: Any, a
 @pytest.mark.parametrize("case", EQUAL)
 def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: Path, alone: Any) -> None:
     usual, losses = ["loss", "lr"], {"accumulated": ["mse", "commitment"], "vae": ["elbo", "kl"],
-                                     "pixelcnn": ["bits_per_code"], "encoder": [], "unet_l1": ["l1"]}  # fmt: skip
+                                     "pixelcnn": ["bits_per_code"], "encoder": [], "unet_l1": ["l1"],
+                                     "mri_clip": ["contrast", "where"],
+                                     "style_transfer": ["style", "content"],
+                                     "style_lbfgs": ["style", "content"]}  # fmt: skip
     adversarial = ["d_loss", "g_loss", "lr_d", "lr_g"]
     sides = {
         "dcgan": [*adversarial, "d_r1", "d_real"],
@@ -106,6 +113,7 @@ def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: 
         "vqgan": [*adversarial, "g_weight"],
         "pix2pix": [*adversarial, "g_l1", "d_real"],
         "cyclegan": [*adversarial, "g_cycle", "g_identity", "d_fake"],
+        "style_gan": [*adversarial, "g_cycle", "g_place", "g_style", "d_fake"],
     }
     for key in (f"train/{k}" for k in sides.get(case, losses.get(case, ["l1", "commitment"]) + usual)):
         one, two = curve(alone(case)[0], key), curve(pair / case, key)
@@ -120,8 +128,9 @@ def test_metrics_are_those_of_one_process_with_an_uneven_end(case: str, split: s
     one = alone(case)[1][split]
     assert f"{split}/{MONITORED.get(case, 'ssim')}" in one
     assert f"{split}/loss" in one or f"{split}/d_loss" in one
-    sides = ["d_loss", "d_real", "d_fake", "g_loss"]  # these two compare the images of one process's batch
-    of_batches = {f"{split}/{k}" for k in {"encoder": ["loss"], "progan": sides}.get(case, [])}
+    sides = ["d_loss", "d_real", "d_fake", "g_loss"]  # these compare the images of one process's batch
+    compared = {"encoder": ["loss"], "mri_clip": ["loss", "contrast"], "progan": sides}
+    of_batches = {f"{split}/{k}" for k in compared.get(case, [])}
     for rank in range(2):  # both ranks know all: each decides alone which checkpoint is best
         two = {k: v for k, v in result(case, rank)[split].items() if k not in of_batches}
         expected = {k: v for k, v in one.items() if k not in of_batches}

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from mri_synth import relaunch
+from mri_synth import identity, launching, relaunch
+from mri_synth.callbacks import loggers
 from mri_synth.callbacks.checkpoints import Interrupted, StopCleanly
+from mri_synth.composer import plain
 from mri_synth.errors import UserError
 from mri_synth.sweep import job_folder, name_by_swept
 
@@ -33,9 +35,9 @@ sweeps = pytest.mark.skipif(
 )
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"} | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "mri_synth.run", *words], cwd=ROOT, env=environment, text=True,
+    return subprocess.Popen([sys.executable, "-m", "mri_synth.run", *words], cwd=cwd, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
@@ -105,6 +107,64 @@ def test_killed_process_takes_the_other_with_it(tmp_path: Path) -> None:
     assert status != 0
 
 
+@pytest.mark.slow
+def test_repeated_sweep_skips_what_is_finished_and_names_what_fails(tmp_path: Path) -> None:
+    """In a sweep folder of its own, with another logger and on a named device; the table has all jobs."""
+    words = ["-m", *SMALL, "model.codebook_size=16,1,32"]
+    status, output = finish(start(*words, cwd=tmp_path))
+    assert status == 2, output
+    (first,) = (tmp_path / "outputs/sweeps").iterdir()
+    assert folders(first) == ["0_model.codebook_size-16", "2_model.codebook_size-32"]
+    assert output.rstrip().endswith("model.codebook_size=1: allowed: a whole number of at least 2")
+    assert "1 job of the sweep failed" in output
+    kept = {p: p.stat().st_mtime_ns for p in first.glob("*/results.json")}
+    status, output = finish(start(*words, "trainer.accelerator=cpu", "data.workers=0", cwd=tmp_path))
+    assert status == 2, output
+    assert output.count(" is finished: outputs/sweeps/") == 2
+    assert "1 of 3 jobs are left" in output
+    assert "1 job of the sweep failed" in output
+    assert {p: p.stat().st_mtime_ns for p in first.glob("*/results.json")} == kept
+    second = max((tmp_path / "outputs/sweeps").iterdir())
+    assert second != first
+    assert folders(second) == []
+    table = list(csv.DictReader((second / "table.csv").open()))
+    assert [(r["model.codebook_size"], bool(r["error"])) for r in table] == [("16", False), ("1", True), ("32", False)]
+    assert f"../{first.name}/0_model.codebook_size-16/report.html" in (second / "table.html").read_text()
+
+
+@pytest.mark.slow
+def test_killed_job_goes_on_when_the_sweep_is_repeated(tmp_path: Path) -> None:
+    words = ["-m", *SMALL, "trainer.max_epochs=12", "trainer.checkpoint_every_steps=3", "seed=1,2"]
+    process = start(*words, cwd=tmp_path)
+    try:
+        wait_for(lambda: any(len(rows(p.parent)) > 60 for p in tmp_path.rglob("0_seed-1/metrics.csv")))
+    finally:
+        process.kill()
+        process.wait()
+    (first,) = (tmp_path / "outputs/sweeps").iterdir()
+    run = first / "0_seed-1"
+    assert json.loads((run / "identity.json").read_text())["state"] == "running"
+    before = (run / ".hydra/overrides.yaml").read_text()
+    status, output = finish(start(*words, cwd=tmp_path))
+    assert status == 0, output
+    assert output.count(" goes on: outputs/sweeps/") == 1
+    assert finished(run)
+    assert json.loads((run / "results.json").read_text())["resumed"]
+    assert (run / ".hydra/overrides.yaml").read_text() == before
+    counts = Counter(r["step"] for r in rows(run) if r["name"] == "train/loss")
+    assert set(counts.values()) == {1}
+    assert len(counts) == 12 * 5
+    second = max((tmp_path / "outputs/sweeps").iterdir())
+    assert folders(second) == ["1_seed-2"]
+    status, output = finish(start(*words, cwd=tmp_path))
+    assert (status, output.count(" is finished: ")) == (0, 2)
+    status, output = finish(start(*words, "rerun=true", f"hydra.sweep.dir={second}", cwd=tmp_path))
+    assert status == 0, output
+    assert folders(second) == ["0_seed-1", "1_seed-2"]
+    counts = Counter(r["step"] for r in rows(second / "1_seed-2") if r["name"] == "train/loss")
+    assert set(counts.values()) == {1}, "what lay there of the run before is gone"
+
+
 @sweeps
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "submitit_local"])
@@ -120,6 +180,25 @@ def test_sweep_in_parallel_finishes_all_but_the_failing_job(launcher: str, tmp_p
     assert "job 0 (" in output
     assert "model.codebook_size=1" in output
     assert "Traceback" not in output
+
+
+@sweeps
+@pytest.mark.slow
+def test_job_of_submitit_that_is_killed_for_good_leaves_the_others_alone(tmp_path: Path) -> None:
+    words = ["-m", *SMALL, "trainer.max_epochs=40", "seed=1,2", "hydra/launcher=submitit_local"]
+    process = start(*words, f"hydra.sweep.dir={tmp_path}")
+    try:
+        wait_for(lambda: len(children(process.pid)) == 2 and all(children(c) for c in children(process.pid)))
+        wait_for(lambda: (tmp_path / "0_seed-1/identity.json").exists())
+        (job,) = children(min(children(process.pid)))
+        os.kill(job, signal.SIGKILL)
+        status, output = finish(process)
+    finally:
+        process.kill()
+    assert status == 2, output
+    assert finished(tmp_path / "1_seed-2")
+    assert "1 job of the sweep failed" in output
+    assert "job 0 (" in output.rpartition("1 job of the sweep failed")[2]
 
 
 @sweeps
@@ -171,6 +250,41 @@ def test_folders_of_a_sweep_are_named_by_what_is_swept() -> None:
     assert job_folder(0, "") == "0"
     assert job_folder(1, "data.root-/my/niftis_model.betas-[0.9,0.99]") == "1_data.root--my-niftis_model.betas-0.9-0.99"
     assert len(job_folder(1, "x" * 300)) == 100
+
+
+def test_jobs_of_a_sweep_are_a_group_of_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[str | None] = []
+    monkeypatch.setattr(loggers, "WandbLogger", lambda **arguments: groups.append(arguments["group"]))
+    loggers.wandb_logger(tmp_path / "outputs/sweeps/now/0_seed-1", mode="offline")
+    loggers.wandb_logger(tmp_path / "outputs/sweeps/now/0_seed-1", group="mine", mode="offline")
+    loggers.wandb_logger(tmp_path / "outputs/run", mode="offline")
+    (tmp_path / "multirun.yaml").touch()
+    loggers.wandb_logger(tmp_path / "0_seed-1", mode="offline")
+    assert groups == ["now", "mine", None, tmp_path.name]
+
+
+def test_a_job_that_waited_finds_what_was_done_meanwhile(
+    compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg, other, mine = compose(*SMALL), tmp_path / "outputs/other", tmp_path / "sweep/0"
+    other.mkdir(parents=True)
+    mine.mkdir(parents=True)
+    assert launching.begins(cfg, mine) is None
+    values = plain(cfg)
+    with identity.held(other):
+        identity.note(other, values, "running")
+        with pytest.raises(UserError, match="outputs/other: another process is running this job now"):
+            launching.begins(cfg, mine)
+    identity.note(mine, values, "running")
+    for name in ("last.ckpt", "config.yaml"):
+        (mine / name).touch()
+    assert launching.begins(cfg, mine).folder == mine  # type: ignore[union-attr]
+    identity.note(other, values, "finished", value=0.5)
+    assert launching.begins(cfg, mine).value == 0.5  # type: ignore[union-attr]
+    cfg.rerun = True
+    assert launching.begins(cfg, mine) is None
+    assert list(mine.iterdir()) == [], "cleared, to begin anew"
 
 
 def test_processes_from_outside_must_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

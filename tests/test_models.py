@@ -17,15 +17,21 @@ from mri_synth.run import run
 DATA = ["logger=csv", "data.subjects=[6,2,2]", "data.size=32", "data.batch_size=6", "trainer.progress=false",
         "trainer.log_every_steps=1", "trainer.pictures=2", "seed=3", "samples=8"]  # fmt: skip
 FIRST_STAGE = "model.first_stage=a small VQ-VAE"
+GENERATOR = "model.generator=the same VQ-VAE"
+GUIDE = "model.weights=a small mri_clip"
 SMALL_VGG = "model.vgg=the first layers of VGG-19, with random weights"
 # model: (settings for a small one, epochs, metric that must improve, "max" or "min")
 CASES = {
+    "clip_guided": ([GENERATOR, GUIDE, "model.prompts=['axial T2 slice','T1 | T2:-1']", "model.jobs=6",
+                     "model.steps=40", "model.every=10", "model.cutouts=4"], 4, "val/loss", "min"),
     "cyclegan": (["model.generator=unet", "model.width=16", "model.d_width=16", "model.d_layers=1", "model.lr_g=2e-3",
                   "model.lr_d=1e-3"], 10, "val/kid", "min"),
     "dae": (["model.hidden_channels=16", "model.warmup_steps=10"], 16, "val/left", "min"),
     "dcgan": (["model.channels_g=16", "model.channels_d=16", "model.latent_dim=16", "model.ema_decay=0.9"], 8,
               "val/kid", "min"),
     "encoder": (["model.width=8", "model.dim=64", "model.lr=2e-3"], 20, "val/top1", "max"),
+    "mri_clip": (["data.contrasts=[T1,T2]", "model.width=8", "model.dim=32", "model.text_width=32",
+                  "model.lr=3e-3", "model.warmup_steps=10"], 16, "val/zero_shot", "max"),
     "pix2pix": (["data.contrasts=[T1,FLAIR,T2]", "model.contrast_dropout=0.3", "model.width=16", "model.dropout=0.2",
                  "model.lr_g=2e-3", "model.d_width=8", "model.d_layers=2", "model.lr_d=1e-3", "model.ema_decay=0.5"],
                 12, "val/ssim", "max"),
@@ -34,10 +40,17 @@ CASES = {
     "progan": (["model.fmap_base=256", "model.fmap_max=32", "model.latent_dim=32", "model.minibatch=[6]",
                 "model.group=3", "model.ema_decay=0.9", "model.fade_kimg=[0.06]", "model.steady_kimg=[0.06]"], 12,
                "val/kid", "min"),
+    "style_gan": (["data.preset=custom", "data.subjects=[18,2,2]", "data.lesions=all", "data.contrasts=[FLAIR]",
+                   "data.lesion_radius_mm=[12.0,20.0]", "model.width=16", "model.d_width=8", "model.d_layers=1",
+                   "model.lr_g=5e-3", "model.ema_decay=0.5", "model.lambda_outside=10", "model.lambda_identity=5"], 14,
+                  "val/mae_inside", "min"),
     "style_transfer": ([SMALL_VGG, "model.jobs=null", "model.steps=50", "model.every=1", "model.style_weight=1e4",
                         "model.content_layers=[conv2_1]", "model.style_layers=[conv1_1,conv2_1]"], 10,
                        "val/loss", "min"),
     "unet_l1": (["model.width=16", "model.lr=2e-3"], 12, "val/ssim", "max"),
+    "utility": (["data.contrasts=[FLAIR]", "data.preset=custom", "data.lesion_radius_mm=[20,30]", "model.width=8",
+                 "data.batch_size=20", "data.subjects=[20,6,2]", "model.n_per_class=40", "model.translate=0",
+                 "model.gain=0"], 8, "val/accuracy", "max"),
     "vae": (["model.hidden_channels=32", "model.latent_dim=16", "model.lr=3e-3", "model.warmup_steps=10"], 16,
             "val/elbo", "max"),
     "vqgan": (["model.hidden_channels=24", "model.codebook_size=64", "model.lr_g=3e-3", "model.d_width=8",
@@ -58,18 +71,22 @@ def test_every_model_has_a_case():
 
 @pytest.fixture(scope="session")
 def settings_of(tmp_path_factory, compose):
-    """The words of a small run of each model; FIRST_STAGE is a small VQ-VAE, trained when it is first asked for."""
-    made: list[str] = []
+    """The words of a small run of each model; what other runs make for it is trained when it is first asked for."""
+    made: dict[str, str] = {}
     vgg = layouts.vgg19(tmp_path_factory.mktemp("vgg") / "vgg.pth", "conv2_1")
+
+    def best(model: str, epochs: int) -> str:
+        if model not in made:
+            folder = tmp_path_factory.mktemp(f"of_{model}")
+            run(compose(*call(model), f"trainer.max_epochs={epochs}"), folder, [])
+            made[model] = str(folder / "best.ckpt")
+        return made[model]
 
     def call(model: str) -> list[str]:
         words = [f"model={model}", *DATA, *CASES[model][0]]
-        if FIRST_STAGE in words:
-            if not made:
-                folder = tmp_path_factory.mktemp("first_stage")
-                run(compose(*call("vqvae"), "trainer.max_epochs=8"), folder, [])
-                made.append(f"model.first_stage={folder / 'best.ckpt'}")
-            words[words.index(FIRST_STAGE)] = made[0]
+        for placeholder, other, epochs in ((FIRST_STAGE, "vqvae", 8), (GENERATOR, "vqvae", 8), (GUIDE, "mri_clip", 8)):
+            if placeholder in words:
+                words[words.index(placeholder)] = f"{placeholder.partition('=')[0]}={best(other, epochs)}"
         return [f"model.vgg={vgg}" if word == SMALL_VGG else word for word in words]
 
     return call

@@ -184,3 +184,31 @@ def test_state_goes_through_a_checkpoint() -> None:
     other = CanvasLBFGS(nn.Parameter(one.canvas.detach().clone()))
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     assert run(other, [0, 1], [[0, 1]] * 5) == run(one, [0, 1], [[0, 1]] * 5)
+
+
+def test_a_run_ends_where_it_was_last_found_good() -> None:
+    """`settle` takes back a step that nobody has evaluated, of each image for itself, and no other."""
+    optimizer = CanvasLBFGS(canvas(3), lr=20.0)  # steps too far, which are refused now and then
+    begun, refused, best = torch.zeros(3, 16), 0, [float("inf")] * 2
+    for _ in range(25):
+        evaluated = optimizer.canvas.detach().flatten(1).clone()
+        (values,) = run(optimizer, [0, 1, 2], [[0, 1]])  # the third is never asked for
+        for k in range(2):
+            taken = optimizer.state[optimizer.canvas]["tries"][k] == 0
+            refused += int(not taken)
+            begun[k], best[k] = (evaluated[k], values[k]) if taken else (begun[k], best[k])
+        onward = optimizer.canvas.detach().flatten(1).clone()
+        assert not torch.equal(onward[0], begun[0])
+        optimizer.settle()
+        torch.testing.assert_close(optimizer.canvas.detach().flatten(1), begun)
+        assert valley(begun[:2], [0, 1]).tolist() == pytest.approx(best)
+        optimizer.canvas.data.copy_(onward.view_as(optimizer.canvas))
+    assert refused > 3
+    untouched = CanvasLBFGS(canvas(1))
+    untouched.settle()
+    assert not untouched.canvas.detach().any()
+    adam = CanvasAdam(canvas(1), 0.05)
+    run(adam, [0], [[0]] * 3)
+    at = adam.canvas.detach().clone()
+    adam.settle()  # its steps are never tried out
+    assert torch.equal(adam.canvas.detach(), at)

@@ -23,7 +23,8 @@ from mri_synth.errors import ConfigError, UserError
 from mri_synth.models import style_images
 from mri_synth.models.canvas import paint, rounds
 from mri_synth.models.checkpoint import load_model
-from mri_synth.models.style_transfer import StyleTransfer, brain, correlation
+from mri_synth.models.style_region import brain, correlation, lending
+from mri_synth.models.style_transfer import StyleTransfer
 from mri_synth.run import run
 
 REAL = weights.find("vgg19").path
@@ -106,6 +107,31 @@ def test_nothing_changes_outside_the_region(vgg: str) -> None:
         paint(model(vgg, region="mask"), batch)
 
 
+def test_of_a_style_image_with_a_mask_the_masked_features_count(vgg: str) -> None:
+    batch = jobs(2)
+    assert batch.mask is not None
+    assert batch.target is not None
+    batch.target_mask = torch.zeros(2, 1, SIZE, SIZE)
+    batch.target_mask[0, :, 4:9, 6:11] = 1  # the second image's has nothing in it
+    method = model(vgg, region="mask", style_layers=["conv1_1", "conv2_1"])
+    method.start([batch])
+    method.terms(batch, batch.image)
+    (targets,) = method._targets.values()
+    f = method.objective.network(torch.float32, torch.device("cpu"))(batch.target, {"conv1_1"})["conv1_1"]
+    inside = f[0, :, 4:9, 6:11].flatten(1)
+    torch.testing.assert_close(targets.grams["conv1_1"][0], inside @ inside.T / 25)
+    whole = f[1, :, brain(batch.target)[1, 0]]
+    torch.testing.assert_close(targets.grams["conv1_1"][1], whole @ whole.T / whole.shape[1])
+    assert lending(batch.target[:1], None, "image") is None
+    assert lending(batch.target[:1].expand(-1, 3, -1, -1), None, "brain") is None  # a painting has no background
+    with pytest.raises(UserError, match="mask and style image are of two sizes, 8x8 and 32x32"):
+        lending(batch.target[:1], torch.ones(1, 1, 8, 8), "mask")
+    painted = paint(method, batch)
+    lent = model(vgg, region="mask")  # the same by `lend`
+    lent.lend(list(batch.target.split(1)), list(batch.target_mask.split(1)))
+    torch.testing.assert_close(paint(lent, Batch(image=batch.image, mask=batch.mask, index=batch.index)), painted)
+
+
 def test_starts_and_further_terms(vgg: str) -> None:
     batch = jobs(2)
     method = model(vgg, init="noise", region="image", tv_weight=0.1, histogram_weight=1.0, steps=30)
@@ -162,6 +188,15 @@ def test_the_view_lends_styles_of_other_subjects_nearest_in_place(tmp_path: Path
     )
     with pytest.raises(UserError, match="no slice of the training split has anything in its mask"):
         style_pairs(None, 1, masked=True)(store, np.arange(12), ["T1", "T2"])
+    marked = [prepared(k, 3, ("T1", "T2"), mask=k > 0) for k in range(3)]
+    marked[1].images["mask"][:2] = 0  # of the second subject only the last slice has something in its mask
+    held = built(tmp_path / "marked", *marked)
+    lesions = style_pairs(None, 1, masked=True)(held, np.arange(9), ["T1", "T2"], Reading(seed=1))
+    assert lesions.rows.tolist() == [5, 6, 7, 8]
+    assert lesions.styles is not None
+    assert lesions.styles.tolist() == [8, 5, 5, 5]  # of the other subject, and of what has a mask
+    torch.testing.assert_close(lesions.__getitems__([0]).target_mask, lesions.read("mask", np.array([8])))
+    assert items.__getitems__([0]).target_mask is None
     assert style_pairs(None, 1, styled=False)(store, np.arange(3), ["T1"]).__getitems__([0]).target is None
 
 
@@ -191,7 +226,7 @@ def test_style_files(vgg: str, tmp_path: Path) -> None:
     method = model(vgg, style=str(tmp_path))
     after = scores(method, batch, paint(method, batch))
     assert (after["style_left"] < 0.6).all()
-    assert [s.shape[1] for s in method.styles(batch)] == [3, 1, 1]
+    assert [s.shape[1] for s, _ in method.styles(batch)] == [3, 1, 1]
     assert method.visuals(batch)["style"].shape == (3, 1, SIZE, SIZE)
     (tmp_path / "d.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="png: damaged or not a picture"):
@@ -229,6 +264,8 @@ def test_a_run_ends_after_its_steps_and_its_checkpoint_has_the_canvases(
     assert list(saved["state_dict"]) == ["canvas"]
     assert load_model(tmp_path / "last.ckpt").canvas.shape == (3, 1, 32, 32)
     assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == [f"epoch_{k:04d}.png" for k in range(3)]
+    with Image.open(tmp_path / "training.gif") as gif:
+        assert getattr(gif, "n_frames", 1) == 3
     lines = (tmp_path / "metrics.csv").read_text()
     assert {"val/style_left", "val/correlation", "test/style_left", "train/style"} <= {
         line.split(",")[2] for line in lines.splitlines()[1:]

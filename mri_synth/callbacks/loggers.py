@@ -15,6 +15,8 @@ from typing import Any, Literal
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mri_synth import outputs
+
 log = logging.getLogger(__name__)
 
 
@@ -88,7 +90,7 @@ def wandb_logger(
         run: the run's folder.
         project: of W&B.
         entity: user or team; None for the key's own.
-        group: runs shown together, such as a sweep.
+        group: runs shown together; None: those of one sweep.
         tags: any words.
         mode: "auto" is online with an API key and offline without, or when W&B does not answer; never a prompt.
 
@@ -101,6 +103,9 @@ def wandb_logger(
     offline = mode == "offline" or (mode == "auto" and not keyed) or os.environ.get("WANDB_MODE") == "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
+
+    sweep = outputs.sweep_of(run)
+    group = group or (sweep.name if sweep else None)
 
     def make(offline: bool) -> WandbLogger:
         return WandbLogger(name=run.name, id=run_id(run), project=project, entity=entity, group=group, tags=tags,

@@ -20,6 +20,7 @@ from mri_synth.data.partition import partition
 from mri_synth.data.sampler import EpochBatches
 from mri_synth.data.scan import SPLITS
 from mri_synth.data.stored import StoredData
+from mri_synth.data.twins import healthy_twins
 from mri_synth.data.views import Images, Reading
 from mri_synth.errors import UserError
 
@@ -43,6 +44,7 @@ class MRIDataModule(StoredData):
         self.view_class: type[Images] = Images
         self.codes: dict[str, NDArray[Any]] | None = None
         self._resume_at = (0, 0)
+        self._known: dict[str, dict[int, NDArray[np.float32]]] = {}
 
     # -- split ----------------------------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class MRIDataModule(StoredData):
             if stage != "look" and not len(self.view(split)):
                 raise UserError(f"no item is left in {split}; see data.split, data.slices, data.train_classes and the "
                                 f"view '{self.view_class.name}' that the method needs")  # fmt: skip
-        pictures = all(f.get("orientation") == "picture" for f in store.files if not f["bad"])
+        pictures = self._plane is None
         spacings = {tuple(s["spacing_mm"]) for s in store.studies}
         self.spec = DataSpec(
             size=self.size,
@@ -85,12 +87,19 @@ class MRIDataModule(StoredData):
             classes=tuple(self._classes),
             spacing_mm=spacings.pop() if len(spacings) == 1 else None,
             slices_mm=() if pictures else places(store.table["position_mm"][self.split_rows["train"]]),
-            plane=None if pictures else self.plane,
+            plane=self._plane,
+            sites=tuple(sorted({s["site"] for s in store.studies if s["site"]})),
             simulated=self.simulated,
             preparation=asdict(self.preparation)
             | {"data": type(self).__name__.lower(), "title": self.title}
             | ({"ranges": self.partition.ranges("train")} if train.goal else {}),
         )
+
+    @property
+    def _plane(self) -> str | None:
+        """Of the slices; None of pictures."""
+        used = [f for f in self._open().files if not f["bad"]]
+        return None if all(f.get("orientation") == "picture" for f in used) else self.plane
 
     @property
     def manifest(self) -> list[dict[str, Any]]:
@@ -108,11 +117,18 @@ class MRIDataModule(StoredData):
         Returns:
             The items, `__getitems__` reads whole batches of them.
         """
-        how = Reading(self.source, tuple(self._classes), self.seed, split == "train", self.partners())
+        known = self._twins(split) if self.view_class.twins and split != "train" else {}
+        how = Reading(self.source, tuple(self._classes), self.seed, split == "train", self.partners(), known,
+                      self._plane)  # fmt: skip
         rows = self.split_rows["train" if self.view_class.jobs else split]
         view = self.view_class(self._open(), rows, self.contrasts, how)
         view.codes = self.codes
         return view
+
+    def _twins(self, split: str) -> dict[int, NDArray[np.float32]]:
+        if split not in self._known:
+            self._known[split] = healthy_twins(self, self.split_rows[split])
+        return self._known[split]
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader[Batch]:
         items = self.view(split)

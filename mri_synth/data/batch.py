@@ -28,6 +28,7 @@ class DataSpec:
         slices_mm: where slices lie along the axis of the plane, world coordinate (RAS), ascending: all places of the
             training split where they are few, else the middles of equal parts; empty for pictures.
         plane: "axial", "coronal" or "sagittal"; None when files are single pictures of unknown plane.
+        sites: where the data were measured, sorted; empty where that is unknown.
         simulated: True when no scanner was involved.
         preparation: the data module's preparation settings (plane, fit, intensity, ...), so that a new file
             can be brought to the model exactly as the training files were; and "ranges": contrast to the source
@@ -43,6 +44,7 @@ class DataSpec:
     spacing_mm: tuple[float, float] | None = None
     slices_mm: tuple[float, ...] = ()
     plane: str | None = None
+    sites: tuple[str, ...] = ()
     simulated: bool = False
     preparation: dict[str, Any] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class DataSpec:
         if isinstance(value, DataSpec):
             return value
         value = dict(value)
-        for key in ("contrasts", "sources", "classes", "spacing_mm", "slices_mm"):
+        for key in ("contrasts", "sources", "classes", "spacing_mm", "slices_mm", "sites"):
             if isinstance(value.get(key), list):
                 value[key] = tuple(value[key])
         return cls(**value)
@@ -73,6 +75,7 @@ class Batch:
         paired: (B,) bool, whether `target` shows the same slice as `image`; None where it always does.
         label: (B,) int64, index into `spec.classes`, -1 where unlabelled.
         mask: (B, 1, H, W) float32 in {0, 1}, lesion or tumour, where the data has it.
+        target_mask: the same of `target`, where that is another slice.
         subject: B subject names.
         contrast: B contrast names.
         slice: (B,) int64, slice number in its volume.
@@ -80,6 +83,7 @@ class Batch:
         age: (B,) float32 years, NaN where unknown.
         sex: B of "F", "M" or "".
         site: B site names or "".
+        facts: (B, F) int64 of the view of captions, columns as in `mri_synth.captions.FACTS`; -1 where unknown.
         codes: (B, h, w) int64, the image's codes under the first stage of a two-stage method; None where the image was
             changed after they were made.
     """
@@ -90,6 +94,7 @@ class Batch:
     paired: Tensor | None = None
     label: Tensor | None = None
     mask: Tensor | None = None
+    target_mask: Tensor | None = None
     subject: tuple[str, ...] = ()
     contrast: tuple[str, ...] = ()
     slice: Tensor | None = None
@@ -97,6 +102,7 @@ class Batch:
     age: Tensor | None = None
     sex: tuple[str, ...] = ()
     site: tuple[str, ...] = ()
+    facts: Tensor | None = None
     codes: Tensor | None = None
 
     def __len__(self) -> int:

@@ -78,6 +78,11 @@ class Folder(MRIDataModule):
         return super().labelled(arguments) or "(?P<label>" in pattern or bool(arguments.get("subjects"))
 
     @classmethod
+    def marked(cls, arguments: Mapping[str, Any]) -> bool:
+        """Whether slices may have masks: label maps may lie beside the images (not opened here)."""
+        return True
+
+    @classmethod
     def problems(cls, arguments: Mapping[str, Any]) -> list[str]:
         """What is wrong with these constructor arguments beyond types and ranges; nothing is opened.
 

@@ -97,6 +97,26 @@ class Phantom(MRIDataModule):
         """
         return replace(self, noise=False).read(scan) if self.noise else None
 
+    def healthy_twin(self, scan: Scan) -> Volume | None:
+        """The same anatomy and noise without lesions.
+
+        Args:
+            scan: one of `scans()`.
+
+        Returns:
+            Its volume; None when the subject has no lesion anyway.
+        """
+        number = int(scan.subject.rpartition("-")[2])
+        if scan.contrast == MASK or not self.has_lesions(number):
+            return None
+        array = np.rint(self.simulate(number, scan.contrast, lesion=False).array).astype(np.float32)
+        return Volume(array=array, affine=self.grid.affine, dtype=np.dtype(np.int16))
+
+    @classmethod
+    def marked(cls, arguments: Mapping[str, Any]) -> bool:
+        """Whether slices may have masks under these constructor arguments; nothing is simulated."""
+        return cls.labelled(arguments)
+
     @classmethod
     def labelled(cls, arguments: Mapping[str, Any]) -> bool:
         """Whether items have classes under these constructor arguments; nothing is simulated."""

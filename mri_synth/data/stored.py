@@ -142,6 +142,22 @@ class StoredData(pl.LightningDataModule):
         """
         return None
 
+    def healthy_twin(self, scan: Scan) -> Volume | None:
+        """The same scan without its lesions; None where it has none, and of data that cannot know (all measured ones).
+
+        Args:
+            scan: one of `scans()`.
+
+        Returns:
+            Its volume, on the same grid and in the same units: used to score what takes lesions off, never to train.
+        """
+        return None
+
+    @classmethod
+    def marked(cls, arguments: Mapping[str, Any]) -> bool:
+        """Whether slices may have masks under these constructor arguments; nothing is opened."""
+        return cls.label_from_mask is not None
+
     @classmethod
     def labelled(cls, arguments: Mapping[str, Any]) -> bool:
         """Whether items have classes under these constructor arguments; nothing is opened."""
@@ -191,6 +207,14 @@ class StoredData(pl.LightningDataModule):
             return f"needs {view.name}: {reason}; it is data.contrasts=[{','.join(contrasts)}]"
         if view.name == "labelled" and not cls.labelled(arguments):
             return "needs labelled images; this data has no classes under these settings"
+        if view.twins and not cls.marked(arguments):
+            return (f"needs {view.name}: slices with and without lesion, and masks; this data has none under these "
+                    "settings; try data=phantom data.lesions=half, or data=brats")  # fmt: skip
+        wanted = arguments.get("train_classes")
+        if view.twins and wanted and cls.label_from_mask and set(wanted) != set(cls.label_from_mask):
+            return (
+                f"needs {view.name}: slices with and without; it is data.train_classes=[{','.join(wanted)}]; try null"
+            )
         return ""
 
     # -- index, store ---------------------------------------------------------------------------------------------

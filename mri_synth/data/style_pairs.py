@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -18,8 +19,9 @@ from mri_synth.errors import UserError
 class StylePairs(Images):
     """Jobs: `image` is a slice of the first contrast, `target` one of the last contrast that lends its style.
 
-    The style is another subject's, the slice nearest in place (with one contrast of one subject there is none). With
-    more slices than `limit`, so many are drawn by seed, spread over the subjects. Val and test have the same jobs.
+    The style is another subject's, the slice nearest in place (with one contrast of one subject there is none); where
+    the contents are restricted to their masks, nearest of those with a mask, which is `target_mask`. With more slices
+    than `limit`, so many are drawn by seed, spread over the subjects. Val and test have the same jobs.
     """
 
     name = "style_pairs"
@@ -33,8 +35,7 @@ class StylePairs(Images):
         self.sources, self.goal = (contrasts[0],), contrasts[-1]
         chosen = np.arange(len(self.rows))
         if self.masked:
-            chosen = chosen[[bool(self.read(MASK, self.rows[k : k + 1]).any()) for k in chosen]
-                            if f"row_{MASK}" in store.table else slice(0)]  # fmt: skip
+            chosen = chosen[self._marked(self.rows)]
             if not len(chosen) and len(self.rows):
                 raise UserError("model.region=mask: no slice of the training split has anything in its mask; give data "
                                 "with masks, such as data=phantom or brats, or model.region=brain")  # fmt: skip
@@ -44,12 +45,20 @@ class StylePairs(Images):
         self.rows, self.contrast = self.rows[chosen], self.contrast[chosen]
         self.styles = self._styles(np.sort(rows[self._has(self.goal, rows)])) if self.styled else None
 
+    def _marked(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which slices have something in their mask."""
+        there = f"row_{MASK}" in self.store.table
+        return np.asarray([there and bool(self.read(MASK, rows[k : k + 1]).any()) for k in range(len(rows))], bool)
+
     def _styles(self, others: NDArray[Any]) -> NDArray[np.int64]:
         """Row of each item's style image."""
+        marked = self._marked(others) if self.masked else np.zeros(len(others), bool)
         table, found = self.store.table, []
         subject, place = self._subject[table["study"]], table["position_mm"]
         for item, row in enumerate(self.rows):
             strange = others[subject[others] != subject[row]]
+            if (lesioned := marked & (subject[others] != subject[row])).any():  # the style of a lesion, from another
+                strange = others[lesioned]
             if not len(strange):
                 strange = others if self.goal != self.contrasts[0] else others[others != row]
             if not len(strange):
@@ -63,7 +72,10 @@ class StylePairs(Images):
     def __getitems__(self, indices: Sequence[int]) -> Any:
         """A whole batch of jobs."""
         self._asked = np.asarray(indices)
-        return super().__getitems__(indices)
+        batch = super().__getitems__(indices)
+        if not self.masked or self.styles is None:
+            return batch
+        return replace(batch, target_mask=self.read(MASK, self.styles[self._asked]))
 
     def target(self, rows: NDArray[Any], contrast: NDArray[Any]) -> Tensor | None:
         """(B, 1, H, W) float32."""

@@ -91,3 +91,71 @@ def feature_std(features: Tensor) -> Tensor:
         Scalar, at least 0; 0 for one image.
     """
     return features.float().std(0, correction=0).mean()
+
+
+def image_text(z_image: Tensor, z_text: Tensor, scale: Tensor | float, fits: Tensor) -> Tensor:
+    """How well images and captions find each other, where a caption may be true of several images.
+
+    `L_i = 1/2 (l_i + l'_i), l_i = mean_{p in P_i} -log(exp(k s_ip) / (exp(k s_ip) + sum_{n not in P_i} exp(k s_in)))`,
+    s_ij the cosine of image i and caption j, P_i the captions that are true of image i, k the scale; l' the same from
+    captions to images. What is true is drawn nearer and never pushed away; where each caption is true of its own image
+    alone this is the loss of CLIP (Radford et al. 2021, arXiv:2103.00020, fig. 3).
+
+    Args:
+        z_image: (B, D) embeddings of images.
+        z_text: (B, D) of their captions.
+        scale: k > 0, one over the temperature.
+        fits: (B, B) bool, whether caption j is true of image i; the diagonal is true.
+
+    Returns:
+        (B,) float32, at least 0; log(B) when all embeddings are equal and each caption is of its image alone.
+    """
+    with torch.autocast(z_image.device.type, enabled=False):
+        scores = scale * (F.normalize(z_image.float(), dim=1) @ F.normalize(z_text.float(), dim=1).T)
+        return (_to_what_fits(scores, fits) + _to_what_fits(scores.T, fits.T)) / 2
+
+
+def _to_what_fits(scores: Tensor, fits: Tensor) -> Tensor:
+    """(B,): -log softmax of each that fits among itself and all that do not, its mean over those that fit."""
+    others = scores.masked_fill(fits, torch.finfo(scores.dtype).min / 2).logsumexp(1, keepdim=True)
+    return (F.softplus(others - scores) * fits).sum(1) / fits.sum(1)
+
+
+def where_lesion(log_odds: Tensor, mask: Tensor, weight: float = 5.0) -> Tensor:
+    """How well a coarse map says where a lesion is.
+
+    `-mean_c [w m_c log p_c + (1 - m_c) log(1 - p_c)]`, p the sigmoid of the map, m_c 1 where place c has any of the
+    lesion, w for that there are few such places
+
+    Args:
+        log_odds: (B, 1, h, w) of the places.
+        mask: (B, 1, H, W) in {0, 1}, H and W at least h and w.
+        weight: w.
+
+    Returns:
+        (B,) float32, at least 0.
+    """
+    with torch.autocast(log_odds.device.type, enabled=False):
+        places = F.adaptive_max_pool2d(mask.float(), log_odds.shape[2:])
+        each = F.binary_cross_entropy_with_logits(
+            log_odds.float(), places, reduction="none", pos_weight=log_odds.new_tensor(weight).float()
+        )
+        return each.mean((1, 2, 3))
+
+
+def recall(scores: Tensor, fits: Tensor, k: int) -> Tensor:
+    """Whether something that fits is among the k best.
+
+    `R@k_i = [max_{j in top k of s_i} fits_ij]`
+
+    Args:
+        scores: (N, M) of each of N queries with M candidates.
+        fits: (N, M) bool.
+        k: how many are looked at.
+
+    Returns:
+        (N,) float32, 0 or 1; NaN where nothing fits.
+    """
+    best = scores.topk(min(k, scores.shape[1]), 1).indices
+    hit = fits.gather(1, best).any(1).float()
+    return torch.where(fits.any(1), hit, torch.nan)

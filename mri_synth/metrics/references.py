@@ -42,7 +42,8 @@ def references(data: MRIDataModule) -> dict[str, float]:
     if not len(test):
         return {}
     mean = mean_image(data)
-    out = _score("baseline", ((x, mean.expand_as(x)) for x, _ in map(_truth, _batches(test))))
+    truths = ((_truth(b) if test.goal is not None else (b.image, b.image)) for b in _batches(test))
+    out = _score("baseline", ((x, mean.expand_as(x)) for x, _ in truths))
     if test.goal is not None and test.sources[0] in data.contrasts:
         out |= _score("copy", ((x, image[:, :1]) for x, image in map(_truth, _batches(test))))
     return out | _score("ceiling", _noise_free(data, test.goal))
@@ -69,7 +70,7 @@ def mean_image(data: MRIDataModule, at_most: int = 2000) -> Tensor:
     items = data.view("train")
     total, count = torch.zeros(()), 0
     for batch in _batches(items, max(1, len(items) // at_most)):
-        image = batch.image if batch.target is None else batch.target
+        image = batch.image if batch.target is None or items.goal is None else batch.target
         total, count = total + image.sum(0, keepdim=True), count + len(image)
     return total / count
 

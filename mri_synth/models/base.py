@@ -20,6 +20,7 @@ from mri_synth.metrics.protocols import AT, full_scores, habit_scores
 from mri_synth.metrics.scores import ImageScores, ItemScores
 from mri_synth.models import conditions
 from mri_synth.models.checkpoint import FORMAT
+from mri_synth.models.latent_space import LatentSpace, Vectors
 
 if TYPE_CHECKING:
     from mri_synth.data.base import MRIDataModule
@@ -38,6 +39,8 @@ class SynthModule(pl.LightningModule):
         explained: loss name to the function whose docstring explains it in the report.
         protocols: name of a score of `item_scores` to how it is measured, of those that image scores do not have.
         notes: name of a reference value to what it is, of those of `references`.
+        no_graph: operation of a release to why it cannot be written as one graph of tensors.
+        instead: what a checkpoint is good for of which nothing can be released.
         fused: optimizers in one kernel; this and the next four are set by the trainer's settings.
         log_every_steps: steps between logged losses.
         max_steps: a limit on the steps, for schedules.
@@ -51,6 +54,8 @@ class SynthModule(pl.LightningModule):
     explained: ClassVar[dict[str, Callable[..., Any]]] = {}
     protocols: ClassVar[dict[str, str]] = {}
     notes: ClassVar[dict[str, str]] = {}
+    no_graph: ClassVar[dict[str, str]] = {}
+    instead: ClassVar[str] = ""
 
     def __init__(self, spec: DataSpec | dict[str, Any]) -> None:
         super().__init__()
@@ -185,6 +190,20 @@ class SynthModule(pl.LightningModule):
         """
         raise UserError(f"{type(self).__name__} has no latent vector to go from one image to another by")
 
+    def latent_space(self) -> LatentSpace:
+        """Where images of the method can be optimised, its weights frozen; by default that of `from_latent`.
+
+        Returns:
+            The space; it shares the method's networks.
+
+        Raises:
+            UserError: the method has no latents.
+        """
+        if type(self).from_latent is SynthModule.from_latent:
+            raise UserError(f"{type(self).__name__} has no latents to optimise images by; give a checkpoint of a "
+                            "method that has some, such as model=vqgan, vqvae, vae or dcgan")  # fmt: skip
+        return Vectors(self)
+
     def conditions(self) -> tuple[str, ...]:
         """Names of what samples can be conditioned on, in index order, by `condition`; empty without that argument."""
         return conditions.names(self.hparams.get("condition", "none"), self.spec)
@@ -215,6 +234,17 @@ class SynthModule(pl.LightningModule):
 
         Returns:
             "kind/score" to its value.
+        """
+        return {}
+
+    def conclude(self, data: MRIDataModule) -> dict[str, Any]:
+        """What a method that compares things has to say after the test, beside scores of images.
+
+        Args:
+            data: set up.
+
+        Returns:
+            Plain values for the report: "tables", "bars", "notes", as `mri_synth.metrics.utility.table` has them.
         """
         return {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.devices import device_of
 from mri_synth.models.base import SynthModule
 from mri_synth.optim.canvas import CanvasAdam, CanvasOptimizer
 from mri_synth.optim.lbfgs import CanvasLBFGS
@@ -23,6 +25,7 @@ from mri_synth.relaunch import hush
 log = logging.getLogger(__name__)
 
 Optimiser = Literal["lbfgs", "adam"]
+Precision = Literal["32-true", "bf16-mixed"]
 PositiveInt = Annotated[int, Ge(1)]
 PositiveFloat = Annotated[float, Gt(0)]
 EPOCHS = 20
@@ -59,7 +62,7 @@ class CanvasModule(SynthModule):
         history: pairs that L-BFGS keeps of each job.
 
     Attributes:
-        canvas: (N, C, H, W) in [-1, 1], one image a job.
+        canvas: (N, C, H, W) in [-1, 1], one image a job; or (N, ...) latents of images, of methods that `keep` others.
     """
 
     def __init__(self, spec: DataSpec | dict[str, Any], steps: int, optimizer: Optimiser, lr: float | None,
@@ -100,6 +103,35 @@ class CanvasModule(SynthModule):
         """
         raise NotImplementedError
 
+    def keep(self, canvas: Tensor) -> Tensor:
+        """Canvases brought back to what they may be; after every step.
+
+        Args:
+            canvas: (B, ...).
+
+        Returns:
+            The same shape; by default clipped to [-1, 1].
+        """
+        return canvas.clamp(-1, 1)
+
+    def stepped(self, rows: Tensor) -> None:
+        """What a method does after a step.
+
+        Args:
+            rows: (B,) the canvases that were moved.
+        """
+
+    def shown(self, index: Tensor) -> Tensor:
+        """Canvases as evaluation sees them.
+
+        Args:
+            index: (B,) of jobs.
+
+        Returns:
+            (B, ...); by default as they are.
+        """
+        return self.canvas[index]
+
     # -- the canvas ------------------------------------------------------------------------------------------------
 
     def prepare(self, data: MRIDataModule) -> None:
@@ -114,11 +146,11 @@ class CanvasModule(SynthModule):
         Args:
             batches: all jobs, in order of their index.
         """
-        self.canvas = nn.Parameter(torch.cat([self.begin(b).float().clamp(-1, 1) for b in batches]))
+        self.canvas = nn.Parameter(torch.cat([self.keep(self.begin(b).float()) for b in batches]))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Means of the terms over the jobs of a batch."""
-        terms = self.terms(batch, self.canvas[batch.index])
+        terms = self.terms(batch, self.canvas[batch.index] if self.training else self.shown(batch.index))
         if self.training:
             self._tell(batch.index, terms["loss"].detach())
         return {name: value.mean() for name, value in terms.items()}
@@ -160,9 +192,13 @@ class CanvasModule(SynthModule):
 
     def configure_optimizers(self) -> Any:
         """L-BFGS or Adam, each job for itself."""
+        optimizer: CanvasOptimizer
         if self.optimizer_name == "adam":
-            return CanvasAdam(self.canvas, ADAM_LR if self.lr is None else self.lr)
-        return CanvasLBFGS(self.canvas, 1.0 if self.lr is None else self.lr, self.history)
+            optimizer = CanvasAdam(self.canvas, ADAM_LR if self.lr is None else self.lr)
+        else:
+            optimizer = CanvasLBFGS(self.canvas, 1.0 if self.lr is None else self.lr, self.history)
+        optimizer.keep, optimizer.stepped = self.keep, self.stepped
+        return optimizer
 
     def setup(self, stage: str) -> None:
         """Plain strides: those that channels_last gives one channel, and has given it by now, trip DDP's broadcast."""
@@ -184,28 +220,36 @@ class CanvasModule(SynthModule):
 
 
 def paint(
-    model: CanvasModule, jobs: Batch, precision: Literal["32-true", "bf16-mixed"] = "32-true", device: str = "auto"
-) -> Tensor:
+    model: CanvasModule, jobs: Batch, precision: Precision = "32-true", device: str = "auto",
+    begin: Tensor | None = None, callbacks: Sequence[pl.Callback] = (),
+) -> Tensor:  # fmt: skip
     """Do jobs that are in memory, by the same trainer, without a run folder.
 
     Args:
         model: of any canvas method; what it had on its canvases is forgotten.
         jobs: index 0, 1, ...; one batch.
         precision: "32-true" or "bf16-mixed".
-        device: "auto", "cpu" or "gpu".
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        begin: (B, C, H, W) in [-1, 1], where the canvases start; None: where the method has them start.
+        callbacks: of the trainer.
 
     Returns:
-        (B, C, H, W) float32 in [-1, 1], on the CPU.
+        (B, C, H, W) float32 in [-1, 1], on the CPU; whatever the method's canvases are.
     """
     hush()
     model.start([jobs])
-    trainer = pl.Trainer(
-        accelerator=device, devices=1, precision=precision, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
+    if begin is not None:
+        model.canvas = nn.Parameter(begin.clone())
+    place = device_of(device)
     model.log_every_steps = model.steps + 1
     repeated: Any = [jobs] * model.steps
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no loader for validation, few workers, ...: not so here
+        trainer = pl.Trainer(
+            accelerator="gpu" if place.type == "cuda" else "cpu", precision=precision, max_epochs=1, logger=False,
+            devices=[place.index or 0] if place.type == "cuda" else 1, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            callbacks=list(callbacks),
+        )  # fmt: skip
         trainer.fit(model.train(), DataLoader(repeated, batch_size=None))
     return model.canvas.detach().float().cpu()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mri_synth.models.base import SynthModule
+from mri_synth.models.latent_space import Codes
 from mri_synth.models.schedule import rates
 from mri_synth.networks import vq
 from mri_synth.networks.quantizer import codebook_usage
@@ -69,6 +70,10 @@ class WithCodes(SynthModule):
             (B, C, H, W) float32 in [-1, 1].
         """
         return vq.draw(self.parts, codes, seeds)
+
+    def latent_space(self) -> Codes:
+        """The encoder's latents, quantised anew whenever they are decoded."""
+        return Codes(self.parts, self.spec.channels, self.spec.size, self.hparams["downsample"])
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """Encode, quantise, decode."""

@@ -60,6 +60,7 @@ class Encoder(SynthModule):
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val/top1", "max")
+    instead: ClassVar[str] = "It judges samples: features=[CHECKPOINT] in a run of another model"
     explained: ClassVar[dict[str, Any]] = {"top1": top1, "feature_std": feature_std}
 
     def __init__(

@@ -58,6 +58,9 @@ class PixelCNN(SynthModule):
     monitor: ClassVar[tuple[str, str]] = ("val/bits_per_code", "min")
     notes: ClassVar[dict[str, str]] = {"baseline/bits_per_code": "how often each code is in train, wherever it is"}
     explained: ClassVar[dict[str, Any]] = {"bits_per_code": bits_per_code}
+    no_graph: ClassVar[dict[str, str]] = {
+        "sample": "codes are drawn one after the other, each from all before: a loop, and no graph of fixed length"
+    }
     protocols: ClassVar[dict[str, str]] = {
         "bits_per_code": "exact: -log2 p of all codes of the image over their number, given its model.condition if any"
         "; not comparable between codebooks, nor between conditions",

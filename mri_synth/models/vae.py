@@ -17,6 +17,7 @@ from mri_synth.latent import slerp
 from mri_synth.losses import elbo as terms
 from mri_synth.losses.reconstruction import ssim_loss
 from mri_synth.models.base import SynthModule
+from mri_synth.models.latent_space import Encoded
 from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks.vae import VAEDecoder, VAEEncoder
 
@@ -243,6 +244,10 @@ class VAE(SynthModule):
             (n, C, H, W) float32 in [-1, 1].
         """
         return self.decode(temperature * z)
+
+    def latent_space(self) -> Encoded:
+        """Latent numbers, which images can be encoded to."""
+        return Encoded(self)
 
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
         """Originals, reconstructions, samples; from item 0 to item 1; and item 0 along the most active number."""

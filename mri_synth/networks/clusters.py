@@ -18,7 +18,8 @@ def nearest(vectors: Tensor, codes: Tensor, cost: Tensor | None = None) -> Tenso
         squares = squares + cost
     if vectors.device.type == "cpu":
         rows = max(1, 2**21 // len(codes))
-    pieces = [torch.addmm(squares, piece, codes.t(), alpha=-2).argmin(1) for piece in vectors.split(max(rows, 1))]
+    parts = (vectors,) if torch.compiler.is_exporting() else vectors.split(max(rows, 1))  # a graph knows no number
+    pieces = [torch.addmm(squares, piece, codes.t(), alpha=-2).argmin(1) for piece in parts]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 

@@ -18,6 +18,10 @@ class CanvasOptimizer(Optimizer):
     Args:
         canvas: (N, C, H, W).
         settings: numbers of the method.
+
+    Attributes:
+        keep: brings images back to what they may be, after each step; by default clips them to [-1, 1].
+        stepped: is told which were moved, afterwards.
     """
 
     def __init__(self, canvas: nn.Parameter, settings: dict[str, Any]) -> None:
@@ -25,6 +29,8 @@ class CanvasOptimizer(Optimizer):
         self.canvas = canvas
         self.evaluated = torch.zeros(len(canvas), dtype=torch.bool)
         self.values = torch.zeros(len(canvas))
+        self.keep: Callable[[Tensor], Tensor] = _clipped
+        self.stepped: Callable[[Tensor], None] | None = None
 
     def tell(self, evaluated: Tensor, values: Tensor) -> None:
         """What was evaluated since the last step. Images of several batches may come together.
@@ -57,7 +63,9 @@ class CanvasOptimizer(Optimizer):
             with torch.no_grad():
                 x, g = self.canvas[rows], gradient[rows]
                 moved = self.moved(rows, x.flatten(1), g.flatten(1), self.values.to(x.device)[rows])
-                self.canvas[rows] = moved.view_as(x).clamp(-1, 1)
+                self.canvas[rows] = self.keep(moved.view_as(x))
+                if self.stepped is not None:
+                    self.stepped(rows)
         return loss
 
     def settle(self) -> None:
@@ -73,7 +81,7 @@ class CanvasOptimizer(Optimizer):
             f: (B,) their objectives.
 
         Returns:
-            (B, P); clipped to [-1, 1] afterwards.
+            (B, P); `keep` has the last word.
 
         Raises:
             NotImplementedError: a method must say it.
@@ -122,3 +130,7 @@ class CanvasAdam(CanvasOptimizer):
         m_hat, v_hat = m / (1 - one**steps)[:, None], v / (1 - two**steps)[:, None]
         out: Tensor = x - settings["lr"] * m_hat / (v_hat.sqrt() + settings["eps"])
         return out
+
+
+def _clipped(images: Tensor) -> Tensor:
+    return images.clamp(-1, 1)

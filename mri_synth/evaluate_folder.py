@@ -1,0 +1,158 @@
+"""A folder of pictures and volumes as a set of images for `mri-synth evaluate`: intensities, slices, who and what."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mri_synth.data import places
+from mri_synth.data.intensity import Intensity, fit_intensity
+from mri_synth.data.names import VOLUMES, has_suffix
+from mri_synth.data.prepare import FOREGROUND
+from mri_synth.data.settings import IntensitySettings, Plane
+from mri_synth.data.subjects import read_subjects
+from mri_synth.data.volume import AXES, WAY_OUT, Volume, read, to_slices
+from mri_synth.errors import UserError
+from mri_synth.evaluate_images import ImageSet
+from mri_synth.refine_files import _once, _tree
+from mri_synth.sample import RECORD
+
+Scaling = Literal["auto", "unit", "percentile", "minmax"]
+TABLES = ("subjects.csv", "split.csv", "participants.tsv")
+"""Of a folder, which say whose image is in which file."""
+EMPTY = 0.01
+"""Slices of a volume with a smaller share of foreground are left out."""
+ALLOWED = ("allowed: a folder of pictures or NIfTI files; data words in quotes, such as 'data=ixi data.root=/my/ixi'; "
+           "a prepared store; and as FAKE a checkpoint that samples")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        output: folder of the results; what lies in it is no input.
+        size: side in pixels that images are brought to; None leaves them.
+        plane: of volumes.
+        scaling: of a folder's intensities.
+        n: samples of a checkpoint.
+        at_most: images of a set that are looked at.
+        seed: of every draw.
+        batch_size: samples at once.
+        device: where a checkpoint samples.
+    """
+
+    output: Path
+    size: int | None = None
+    plane: Plane = "axial"
+    scaling: Scaling = "auto"
+    n: int = 1000
+    at_most: int = 10_000
+    seed: int = 0
+    batch_size: int = 32
+    device: str = "auto"
+
+
+def add_folder(out: ImageSet, root: Path, how: Reading) -> None:
+    """Put a folder's images into a set.
+
+    Args:
+        out: the set.
+        root: the folder.
+        how: to read it.
+
+    Raises:
+        UserError: nothing in it, files that cannot be used (all of them are named), or images of several sizes.
+    """
+    files = _once(_tree(root, how.output))
+    if not files:
+        raise UserError(f"{out.role}: {root}: no picture and no volume in this folder; {ALLOWED}")
+    out.about |= {"kind": "folder", "sampled": (root / RECORD).is_file()}
+    names = [f.relative_to(root).as_posix() for f in files]
+    subject, label = _told(root, names, sampled=bool(out.about["sampled"]))
+    if len(files) > how.at_most and not any(has_suffix(n, VOLUMES) for n in names):
+        out.about["of"] = len(files)
+        kept = np.sort(np.random.default_rng(how.seed).permutation(len(files))[: how.at_most]).tolist()
+        files, names = [files[k] for k in kept], [names[k] for k in kept]
+    bad, empty, rules = [], 0, {}
+    for path, name in zip(files, names, strict=True):
+        try:
+            volume = read(path, allow_constant=True)
+            values, rule = _scaled(volume, how.scaling)
+        except UserError as error:
+            bad.append(str(error).replace(WAY_OUT, "").strip())
+            continue
+        rules.setdefault(rule, name)
+        images, spacing, numbers, lost = _slices(volume, values, how.plane)
+        empty += lost
+        out.add(images, name, spacing, [subject[name]], [label[name]], numbers)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        out.files.append({"path": str(path), "sha256": digest, "images": len(images)})
+    if bad:
+        raise UserError(f"{out.role}: {len(bad)} of {len(files)} files cannot be used; mend or remove them:\n  "
+                        + "\n  ".join(bad[:10]) + ("\n  ..." if len(bad) > 10 else ""))  # fmt: skip
+    if {"unit", "percentile"} <= set(rules) and how.scaling == "auto":
+        raise UserError(f"{out.role}: some volumes lie in [0, 1] ({rules['unit']}) and others do not "
+                        f"({rules['percentile']}); say --intensity unit or percentile")  # fmt: skip
+    out.about |= {"intensity": sorted(rules), "empty_slices_left_out": empty}
+
+
+def _scaled(volume: Volume, scaling: Scaling) -> tuple[NDArray[np.float32], str]:
+    """Values in [-1, 1], and the rule: pictures by their bit depth, what is in [0, 1] as it is, else percentiles."""
+    kind, low, high = volume.dtype.kind, float(volume.array.min()), float(volume.array.max())
+    if volume.picture and kind == "u" and scaling in ("auto", "unit"):
+        depth = float(np.iinfo(volume.dtype).max)
+        return Intensity(0.0, depth).apply(volume.array), f"bit depth [0, {depth:.0f}]"
+    rule = scaling
+    if scaling == "auto":
+        rule = "unit" if kind == "f" and low >= 0 and high <= 1 else "percentile"
+    if rule == "unit":
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise UserError(f"{volume.name}: values from {low:g} to {high:g}; --intensity unit is for [0, 1]")
+        return Intensity(0.0, 1.0).apply(volume.array), "unit"
+    settings = IntensitySettings(method="minmax" if rule == "minmax" else "percentile")
+    return fit_intensity(volume.array, settings, volume.name).apply(volume.array), rule
+
+
+def _slices(
+    volume: Volume, values: NDArray[np.float32], plane: Plane
+) -> tuple[NDArray[np.float32], tuple[float, float], list[int], int]:
+    """Slices with foreground, spacing of their pixels, their numbers, and how many were left out."""
+    thin = [] if volume.picture else [p for p, axis in AXES.items() if volume.array.shape[axis] == 1]
+    cut = to_slices(Volume(values, volume.affine, volume.dtype, volume.picture, volume.source),
+                    thin[0] if len(thin) == 1 else plane)  # fmt: skip
+    if len(cut.images) == 1:
+        return cut.images, cut.spacing_mm, [], 0
+    kept = (cut.images > FOREGROUND).mean((1, 2)) >= EMPTY
+    return cut.images[kept], cut.spacing_mm, cut.index[kept].tolist(), int((~kept).sum())
+
+
+def _told(root: Path, names: Sequence[str], sampled: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Subject and class of each file: a table in the folder, else names and folders; "" where they say none."""
+    volumes = [n for n in names if has_suffix(n, VOLUMES)]
+    pictures = [n for n in names if n not in set(volumes)]
+    subject, known = dict.fromkeys(names, ""), dict.fromkeys(names, "")
+    for found in (places.of_volumes(volumes, root.name), places.of_pictures(pictures)):
+        for name, place in found.places.items():
+            known[name] = place.subject
+            subject[name] = place.subject if found.patients and not sampled else ""
+    label = {n: places.label_folder(n, known[n]) or "" for n in names}
+    for table in (root / t for t in TABLES if (root / t).is_file()):
+        rows = read_subjects(table)
+        if rows.by_file:
+            for name, entry in rows.entries(names).items():
+                subject[name] = entry.subject or subject[name]
+                label[name] = entry.person.label or label[name]
+            break
+        for name in names:
+            if person := rows.people().get(subject[name]):
+                label[name] = person.label or label[name]
+    if len({v for v in label.values() if v}) < 2:
+        label = dict.fromkeys(names, "")
+    return subject, label

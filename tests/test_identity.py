@@ -1,0 +1,152 @@
+"""What a job is: which keys count, which do not, and what a run's folder says of itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mri_synth import identity, outputs
+from mri_synth.composer import plain
+from mri_synth.errors import UserError
+
+
+@pytest.fixture
+def config(compose) -> dict[str, Any]:
+    return plain(compose("model=vqvae", "data=folder", "data.root=/nowhere", "logger=csv"))
+
+
+def leaves(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def changed(values: dict[str, Any], key: str) -> dict[str, Any]:
+    values = deepcopy(values)
+    *above, last = key.split(".")
+    section = values
+    for name in above:
+        section = section[name]
+    section[last] = "another" if section[last] != "another" else "third"
+    return values
+
+
+def test_identity_counts_every_key_but_where_and_on_what_it_runs(config: dict[str, Any]) -> None:
+    mine = identity.identity(config)
+    counted = {key for key, _ in leaves(config) if identity.identity(changed(config, key)) != mine}
+    left_out = {key for key, _ in leaves(config)} - counted
+    assert left_out == {
+        "resume", "rerun", "logger._target_", "data.root", "data.cache", "data.workers", "trainer.accelerator",
+        "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.progress",
+        "trainer.checkpoint_every_steps",
+    }  # fmt: skip
+    assert {"seed", "model.lr", "data.batch_size", "trainer.max_epochs", "trainer.max_steps", "trainer.precision",
+            "samples", "init_from", "data.split.seed"} <= counted  # fmt: skip
+
+
+def test_identity_is_of_the_logger_s_group_whole_and_of_the_version(
+    config: dict[str, Any], compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = identity.identity(config)
+    other = plain(compose("model=vqvae", "data=folder", "data.root=/else", "logger=wandb", "trainer=ddp"))
+    assert identity.identity(other) == mine
+    monkeypatch.setattr(identity, "__version__", "9.9")
+    assert identity.identity(config) != mine
+
+
+def test_identity_goes_with_the_files_and_not_with_their_place(config: dict[str, Any], tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    (first / "s1").mkdir(parents=True)
+    (first / "s1/T1.nii.gz").write_bytes(b"one")
+    shutil.copytree(first, second)
+    there, moved = (config | {"data": config["data"] | {"root": str(p)}} for p in (first, second))
+    mine = identity.identity(there)
+    assert mine != identity.identity(config)
+    assert identity.identity(moved) == mine
+    (second / ".DS_Store").touch()
+    assert identity.identity(moved) == mine
+    (second / "s1/T2.nii.gz").write_bytes(b"two")
+    assert identity.identity(moved) != mine
+    (second / "s1/T2.nii.gz").unlink()
+    (second / "s1/T1.nii.gz").write_bytes(b"new")
+    assert identity.identity(moved) != mine, "the same size, another time"
+
+
+def test_a_checkpoint_counts_by_its_content(config: dict[str, Any], tmp_path: Path) -> None:
+    one, two, other = (tmp_path / n for n in ("one.ckpt", "two.ckpt", "other.ckpt"))
+    one.write_bytes(b"weights")
+    two.write_bytes(b"weights")
+    other.write_bytes(b"further")
+    of = {p.stem: identity.identity(config | {"init_from": str(p)}) for p in (one, two, other)}
+    assert of["one"] == of["two"] != of["other"]
+    assert identity.parts(config | {"init_from": "a" * 9000 + "/x"})["init_from"].startswith("aaa")
+
+
+def test_a_folder_says_where_its_run_stands(config: dict[str, Any], tmp_path: Path) -> None:
+    def fail() -> None:
+        assert identity.read(tmp_path).state == "running"  # type: ignore[union-attr]
+        assert identity.is_held(tmp_path)
+        with pytest.raises(UserError, match="another process is running this job now"), identity.held(tmp_path):
+            pass
+        raise ValueError("the loss")
+
+    with pytest.raises(ValueError, match="the loss"), identity.noted(tmp_path, config):
+        fail()
+    failed = json.loads((tmp_path / identity.NOTE).read_text())
+    assert (failed["state"], failed["error"]) == ("failed", "the loss")
+    assert not identity.is_held(tmp_path)
+    with pytest.raises(KeyboardInterrupt), identity.noted(tmp_path, config):
+        raise KeyboardInterrupt
+    assert identity.read(tmp_path).state == "stopped"  # type: ignore[union-attr]
+    identity.note(tmp_path, config, "finished", value=0.5, data_hash="d")
+    known = identity.read(tmp_path)
+    assert known == identity.Known(tmp_path, identity.identity(config), "finished", 0.5)
+    assert not known.goes_on
+
+
+def test_a_resumed_run_keeps_what_it_started_from(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "w.ckpt").write_bytes(b"weights")
+    begun = config | {"init_from": str(tmp_path / "w.ckpt")}
+    identity.note(tmp_path, begun, "running")
+    identity.note(tmp_path, config | {"resume": str(tmp_path)}, "finished")
+    assert identity.read(tmp_path).identity == identity.identity(begun)  # type: ignore[union-attr]
+
+
+def test_of_several_runs_of_a_job_the_finished_one_counts(config: dict[str, Any], tmp_path: Path) -> None:
+    job = identity.identity(config)
+    for name, state in (("0_killed", "running"), ("1_done", "finished"), ("2_failed", "failed")):
+        (tmp_path / name).mkdir()
+        identity.note(tmp_path / name, config, state)  # type: ignore[arg-type]
+    assert identity.known([tmp_path, tmp_path / "missing"])[job].folder.name == "1_done"
+    shutil.rmtree(tmp_path / "1_done")
+    for name in ("last.ckpt", "config.yaml"):
+        (tmp_path / "2_failed" / name).touch()
+    assert identity.known([tmp_path])[job].folder.name == "2_failed"
+    (tmp_path / "2_failed" / identity.NOTE).write_text("{")
+    assert identity.known([tmp_path])[job].folder.name == "0_killed"
+
+
+def test_what_a_run_left_goes_before_another_begins_there(config: dict[str, Any], tmp_path: Path) -> None:
+    identity.note(tmp_path, config, "running")
+    for name in ("best.ckpt", "last.ckpt", "metrics.csv", "my_notes.txt"):
+        (tmp_path / name).touch()
+    outputs.clear(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["my_notes.txt"]
+
+
+def test_needs_no_torch() -> None:
+    code = (
+        "import sys, mri_synth.identity, mri_synth.launching, mri_synth.leaderboard_page; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
