@@ -10,7 +10,7 @@ FIRST  := outputs/$(shell date +%Y-%m-%d_%H-%M-%S)_first_brain
 PYTEST := $(BIN)/python -m pytest -n $(XDIST) --dist loadfile --durations=10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast slurm-test lint format bench clean
+.PHONY: help setup run test test-fast slurm-test soak lint format bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ test-fast: $(STAMP) lint ## lint, and the tests that take no more than a moment
 
 slurm-test: $(STAMP) ## a sweep on a Slurm of one node, set up here (Debian, root): a job is taken away, queued again, and goes on
 	@$(BIN)/python tests/slurm/sweep.py
+
+soak: $(STAMP) ## every model on every data set, and 50 kills at random moments: 25 minutes at most; ARGS='--pairs 5 --kills 10'
+	@PYTHONPATH=tests $(BIN)/python -m soak $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict on the package, docstrings against signatures
 	@$(BIN)/ruff check

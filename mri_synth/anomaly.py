@@ -17,7 +17,8 @@ from scipy import ndimage
 from mri_synth import drawing
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import DataSpec
-from mri_synth.data.views import Images, Lesions
+from mri_synth.data.lesions import Lesions
+from mri_synth.data.views import Images
 from mri_synth.metrics.anomaly import Detection, brain, by_subject, gain, summary
 from mri_synth.models.base import SynthModule
 

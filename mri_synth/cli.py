@@ -64,6 +64,7 @@ def evaluate(
     plane: Annotated[str, typer.Option(help="of volumes: axial, coronal, sagittal")] = "axial",
     intensity: Annotated[str, typer.Option(help="of folders: auto, unit ([0, 1]), percentile, minmax")] = "auto",
     at_most: Annotated[int, typer.Option(help="images of a set that are looked at, drawn by seed")] = 10_000,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="files that cannot be used are left out")] = False,
     utility: Annotated[bool, typer.Option(help="classifiers trained on fakes, where both sets have classes")] = True,
     seed: Annotated[int, typer.Option(help="of every draw")] = 0,
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 32,
@@ -74,8 +75,8 @@ def evaluate(
     from mri_synth.evaluate import evaluate as work
 
     found = work(real, fake, output, train=train, features=features or ("auto",), n=n, size=size, plane=plane,
-                 intensity=intensity, at_most=at_most, with_utility=utility, seed=seed, batch_size=batch_size,
-                 device=device)  # fmt: skip
+                 intensity=intensity, at_most=at_most, skip_bad=skip_bad, with_utility=utility, seed=seed,
+                 batch_size=batch_size, device=device)  # fmt: skip
     for line in found["verdicts"]:
         typer.echo(line)
     typer.echo(output / PAGE)
@@ -172,6 +173,13 @@ def sample(
     n: Annotated[int | None, typer.Option("-n", help="how many; 64, or none beside a sheet or walk")] = None,
     seed: Annotated[int, typer.Option(help="of the first image; the next has the next seed")] = 0,
     label: Annotated[str | None, typer.Option(help="class or contrast, of conditional models")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help='such as "T2 slice, lesion on the left", of models of model.condition=text')
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="how far to go to what is asked for; above 1 beyond it; the model's own without"),
+    ] = None,
     interpolate: Annotated[
         int | None, typer.Option(help="a sheet of ways from seed to seed, so many images each")
     ] = None,
@@ -190,7 +198,8 @@ def sample(
     """New images, a file and a seed each; going on where a stopped call ended. Or a look at the latent space."""
     from mri_synth.sample import sample as work
 
-    options = {"temperature": temperature, "top_k": top_k, "noise": noise, "truncation": truncation}
+    options = {"temperature": temperature, "top_k": top_k, "noise": noise, "truncation": truncation, "prompt": prompt,
+               "guidance": guidance}  # fmt: skip
     if interpolate is not None or truncate is not None or walk is not None:
         from mri_synth.walk import explore
 
@@ -287,8 +296,8 @@ def release(
     """A checkpoint as a folder to hand on: weights, graphs that need torch alone, model card, a hash of each file."""
     import hashlib
 
-    from mri_synth.release import MANIFEST
     from mri_synth.release import release as work
+    from mri_synth.release_loader import MANIFEST
 
     typer.echo(work(checkpoint, output, licence=licence, use=use, onnx=onnx))
     typer.echo(f"SHA-256 of {MANIFEST}: {hashlib.sha256((output / MANIFEST).read_bytes()).hexdigest()}")

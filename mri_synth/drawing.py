@@ -18,6 +18,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from mri_synth import __version__
 
 Images: TypeAlias = Any  # numpy array or torch tensor, (N, H, W) or (N, C, H, W)
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -26,6 +29,8 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 GROUND = (13, 17, 23)
 INK = (230, 237, 243)
 SOFT = (155, 167, 180)
+SIGN = f"synthetic: mri_synth {__version__}, a drawing; images on it that are real are named so"
+"""What is written into every picture and animation, for whoever meets it without its folder."""
 GAP = 4
 MARGIN = 16
 PAGE_WIDTH = 1100
@@ -263,9 +268,21 @@ def grid(
     return canvas
 
 
-def save(image: Image.Image, path: Path) -> Path:
-    """Writes a PNG by rename and returns its path; the folder is made."""
-    return _replace(path, lambda file: image.save(file, format="PNG"))
+def save(image: Image.Image, path: Path, sign: str = SIGN) -> Path:
+    """Writes a PNG by rename and returns its path; the folder is made.
+
+    Args:
+        image: a picture.
+        path: the file.
+        sign: its text "Description"; "" for a picture that holds nothing synthetic.
+
+    Returns:
+        The path.
+    """
+    text = PngInfo()
+    if sign:
+        text.add_text("Description", sign)
+    return _replace(path, lambda file: image.save(file, format="PNG", pnginfo=text))
 
 
 def gif(frames: Sequence[Image.Image], path: Path, ms: int = 400, last_ms: int = 2000) -> Path:
@@ -300,7 +317,14 @@ def gif(frames: Sequence[Image.Image], path: Path, ms: int = 400, last_ms: int =
     return _replace(
         path,
         lambda file: flat[0].save(
-            file, format="GIF", save_all=True, append_images=flat[1:], duration=times, loop=0, optimize=False
+            file,
+            format="GIF",
+            save_all=True,
+            append_images=flat[1:],
+            duration=times,
+            loop=0,
+            optimize=False,
+            comment=SIGN.encode(),
         ),
     )
 

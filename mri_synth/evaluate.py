@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 
 from mri_synth import drawing, html
+from mri_synth.data.nifti import whole_file
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.evaluate_copies import PAIRS, memorisation, overlaps, repeated
-from mri_synth.evaluate_figures import beside, compare, looks, vectors_of
+from mri_synth.evaluate_figures import beside, compare, looks
 from mri_synth.evaluate_folder import Reading
 from mri_synth.evaluate_images import ImageSet, check
 from mri_synth.evaluate_page import build, verdicts
 from mri_synth.evaluate_sources import open_sets, tables
 from mri_synth.evaluate_utility import utility
+from mri_synth.metrics.extraction import Array, features_of
 from mri_synth.metrics.features import Features, load_features
 from mri_synth.outputs import _finite, create, environment, forget_peak_memory, peak_memory_bytes, write_text
 from mri_synth.weights import find
@@ -44,6 +46,7 @@ def evaluate(
     plane: str = "axial",
     intensity: str = "auto",
     at_most: int = 10_000,
+    skip_bad: bool = False,
     with_utility: bool = True,
     seed: int = 0,
     batch_size: int = 32,
@@ -64,6 +67,7 @@ def evaluate(
         plane: of volumes.
         intensity: of folders: "unit" ([0, 1]), "percentile" (0.1 to 99.9 of each volume), "minmax", or "auto".
         at_most: images of a set that are looked at.
+        skip_bad: files that cannot be used are left out and listed, and no error.
         with_utility: whether classifiers are trained where both sets have classes.
         seed: of every draw.
         batch_size: images at once.
@@ -88,20 +92,21 @@ def evaluate(
     networks, said = _spaces(features, device)
     folder = create(output)
     how = Reading(output=folder, size=size, plane=plane, scaling=intensity, n=n, at_most=at_most, seed=seed,  # type: ignore[arg-type]
-                  batch_size=batch_size, device=device)  # fmt: skip
+                  batch_size=batch_size, device=device, skip_bad=skip_bad)  # fmt: skip
     sets = open_sets(real, fake, train, how)
     check(list(sets.values()))
     common = overlaps(sets)
-    seconds = {"reading": round(time.monotonic() - began, 2)}
+    seconds = {"reading": time.monotonic() - began, "features": 0.0}
     seen = {role: looks(one) for role, one in sets.items()}
     spaces = []
     for network in networks:
-        vectors = vectors_of(sets, network, batch_size)
+        started = time.monotonic()
+        vectors = _vectors(sets, network, batch_size)
+        seconds["features"] += time.monotonic() - started
         found = compare(sets["fake"], sets["real"], network, vectors, n=n, seed=seed)
         if len(sets) > 2:
             found["memorisation"] = memorisation(sets, vectors, seen, seed)
         spaces.append(found)
-    seconds["features_and_figures"] = round(time.monotonic() - began - seconds["reading"], 2)
     simulated = any(one.about.get("simulated") for one in sets.values())
     results: dict[str, Any] = {
         "sets": {role: one.record() for role, one in sets.items()},
@@ -113,11 +118,14 @@ def evaluate(
         "utility": utility(sets, spaces[0], simulated, seed) if with_utility else {"missing": "not asked for"},
         "simulated": simulated,
         "settings": {"features": list(features), "n": n, "size": size, "plane": plane, "intensity": intensity,
-                     "at_most": at_most, "seed": seed},
+                     "at_most": at_most, "skip_bad": skip_bad, "seed": seed},
     }  # fmt: skip
+    for role, one in sets.items():
+        if left := one.about.get("left_out"):
+            said.append(f"{role}: {len(left)} files could not be used and were left out, such as {left[0]}")
     results["notes"] = [*said, *results["notes"], *results["looks"].pop("notes")]
     results |= environment()
-    results["seconds"] = seconds | {"all": round(time.monotonic() - began, 2)}
+    results["seconds"] = {k: round(v, 2) for k, v in (seconds | {"all": time.monotonic() - began}).items()}
     results["peak_memory_mib"] = round(peak_memory_bytes() / 2**20)
     results["verdicts"] = verdicts(results)
     _write(folder, sets, results)
@@ -139,6 +147,14 @@ def _spaces(words: Sequence[str], device: str) -> tuple[list[Features], list[str
     return found, said
 
 
+def _vectors(sets: dict[str, ImageSet], space: Features, batch_size: int) -> dict[str, Array]:
+    """Features of all sets, and the way out where the network does not take images of this size."""
+    try:
+        return {role: features_of(one, space, batch_size) for role, one in sets.items()}
+    except UserError as error:
+        raise UserError(f"{error} Or bring the images to its size by --size.") from error
+
+
 def _write(folder: Path, sets: dict[str, ImageSet], results: dict[str, Any]) -> None:
     """Pictures, table of files, record and page."""
     pictures = folder / "pictures"
@@ -158,7 +174,7 @@ def _write(folder: Path, sets: dict[str, ImageSet], results: dict[str, Any]) -> 
         if found["copies"]:
             pairs = [(c["fake"], c["train"], c["mirrored"], ", ".join(c["by"])) for c in found["copies"][:PAIRS]]
             _pairs(sets, pairs, f"Copies of training images{simulated}", pictures / "copies.png")
-    with (folder / FILES).open("w", newline="") as file:
+    with whole_file(folder / FILES) as part, part.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["set", "path", "sha256", "images"])
         writer.writerows(tables(list(sets.values())))

@@ -12,14 +12,15 @@ from mri_synth.evaluate_images import ImageSet, same_files, shared
 from mri_synth.metrics import nearest
 from mri_synth.metrics.extraction import Array
 
-SHARE = 0.5
-"""Of the distance between the training images and the held-out image nearest to them: what is nearer is a copy."""
+SHARE, NEAREST = 0.5, 0.05
+"""What is nearer to a training image than half the distance of the nearest 5 % of held-out images is a copy."""
 PAIRS = 8
 
 PROTOCOL = (
     "a fake is called a copy if it is a training image in every pixel (16 bits), or lies at most half as far from its "
-    "nearest training image, or that image mirrored, as the nearest held-out image does, in the features or pixel by "
-    "pixel at 32 x 32; held-out images that are themselves in train are said, and do not set the limit"
+    "nearest training image, or that image mirrored, as the nearest 5 % of held-out images do, in the features or "
+    "pixel by pixel at 32 x 32; held-out images that are themselves in train do not set the limit. How many held-out "
+    "images lie below it stands beside: where there are such, the data hold images twice, or slices that all look alike"
 )
 """Said beside the list of copies."""
 
@@ -79,28 +80,30 @@ def memorisation(
 
     Returns:
         "features" and "pixels" as `nearest.memorisation` gives them, the places of a pair's images beside; "copies",
-        the fakes that are called so, and "limits", "protocol".
+        the fakes that are called so, "limits", "held_out_below" (how many held-out images would be), "protocol".
     """
     whose = owners(sets["real"])
+    pixels = {role: looks.pixels for role, looks in seen.items()}
     found: dict[str, Any] = {
-        "features": nearest.memorisation(*(vectors[r] for r in ("fake", "train", "real")), whose, PAIRS, seed),
-        "pixels": nearest.memorisation(*(seen[r].pixels for r in ("fake", "train", "real")), whose, PAIRS, seed),
+        name: nearest.memorisation(space["fake"], space["train"], space["real"], whose, PAIRS, seed)
+        for name, space in (("features", vectors), ("pixels", pixels))
     }
     for space in found.values():
         for pair in space["pairs"]:
             pair["places"] = {r: str(sets[s].places[pair[r]]) for r, s in
                               (("fake", "fake"), ("train", "train"), ("held_out", "real"))}  # fmt: skip
-    copied, limits = copies(sets, vectors, seen)
+    copied, limits, twins = copies(sets, vectors, seen)
     return found | {
         "copies": copied,
         "limits": limits,
+        "held_out_below": twins,
         "protocol": {"copies": PROTOCOL, "neighbours": nearest.PROTOCOL},
     }
 
 
 def copies(
     sets: dict[str, ImageSet], vectors: dict[str, Array], seen: dict[str, Looks]
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
+) -> tuple[list[dict[str, Any]], dict[str, float], int]:
     """Fakes that are training images, or all but.
 
     Args:
@@ -110,29 +113,31 @@ def copies(
 
     Returns:
         For each copy "fake" and "train" (positions), their "places", "by" (which tests say so), "mirrored", and the
-        "distance" in pixels; nearest first. And the limit of each test.
+        "distance" in pixels; nearest first. The limit of each test. And how many held-out images lie below one.
     """
     count = len(sets["train"])
     both = np.concatenate([seen["train"].pixels, seen["train"].mirrored])
     spaces = {"pixels": (seen["fake"].pixels, both, seen["real"].pixels),
               "features": (vectors["fake"], vectors["train"], vectors["real"])}  # fmt: skip
     known = np.isin(sets["real"].hashes, sets["train"].hashes)
+    twins = known.copy()
     by: dict[int, list[str]] = {}
     limits: dict[str, float] = {}
     at: dict[str, NDArray[np.int64]] = {}
     far: dict[str, NDArray[np.float64]] = {}
     for name, (fake, train, held_out) in spaces.items():
         at[name], far[name] = nearest.nearest(fake, train)
-        others = nearest.nearest(held_out, train)[1]
-        others = others[~known & (others > 0)]
-        limits[name] = SHARE * float(others.min()) if len(others) else 0.0
+        there = nearest.nearest(held_out, train)[1]
+        others = there[~known & (there > 0)]
+        limits[name] = SHARE * float(np.quantile(others, NEAREST, method="lower")) if len(others) else 0.0
+        twins |= there <= limits[name]
         for i in np.flatnonzero(far[name] <= limits[name]).tolist():
             by.setdefault(i, []).append(name)
     first = {int(h): k for k, h in reversed(list(enumerate(sets["train"].hashes)))}
     same = {i: first[int(h)] for i, h in enumerate(sets["fake"].hashes) if int(h) in first}
     for i in same:
         by.setdefault(i, []).insert(0, "every pixel")
-    out = []
+    out, places = [], {role: sets[role].places for role in ("fake", "train")}
     for i, tests in by.items():
         pixels = "every pixel" in tests or "pixels" in tests
         place = same.get(i, int(at["pixels" if pixels else "features"][i]))
@@ -143,7 +148,7 @@ def copies(
                 "mirrored": place >= count,
                 "by": tests,
                 "distance": float(far["pixels"][i]),
-                "places": {r: str(sets[r].places[k]) for r, k in (("fake", i), ("train", place % count))},
+                "places": {r: str(places[r][k]) for r, k in (("fake", i), ("train", place % count))},
             }
         )
-    return sorted(out, key=lambda c: (c["distance"], c["fake"])), limits
+    return sorted(out, key=lambda c: (c["distance"], c["fake"])), limits, int(twins.sum())

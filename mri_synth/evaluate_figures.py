@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mri_synth.errors import UserError
 from mri_synth.evaluate_images import ImageSet
 from mri_synth.metrics import appearance, distributions, diversity, frechet, kid, nearest, prdc
-from mri_synth.metrics.extraction import Array, features_of
+from mri_synth.metrics.extraction import Array
 from mri_synth.metrics.features import Features
 from mri_synth.metrics.generation import _choose, _fid, _kid, _one_thread, _prdc, _trials
 from mri_synth.metrics.pool import Reals, halves
@@ -94,7 +93,7 @@ def compare(
 
     Returns:
         Plain values: "kid" first, with interval and the value of real against real; "fid" with that of real against
-        real at the same n, their ratio, and of all images ("all", as published figures are made); "prdc";
+        real at the same n, their ratio, and of all images ("all", as published figures are made); "prdc"; "shares" and
         "by_subject"; "distributions"; "features", "n", "draws", "counts", "protocol", "notes".
     """
     x, y = vectors["fake"], vectors["real"]
@@ -107,7 +106,7 @@ def compare(
             "fid": _fid(trials)
             | {"all": {"value": frechet.frechet_distance(x, y), "n_fake": len(x), "n_real": len(y)}},
             "prdc": _prdc(trials, k),
-            "by_subject": by_subject(fake, real, vectors, k),
+            **by_subject(fake, real, vectors, k),
             "distributions": distributions.features(y, x, seed=seed),
         }
     notes = []
@@ -140,10 +139,9 @@ def by_subject(fake: ImageSet, real: ImageSet, vectors: dict[str, Array], k: int
         most: images of a set that are looked at, for memory.
 
     Returns:
-        "real" and "fake": rows of subject, images, share; the lowest share first; None where subjects are unknown.
+        "shares": over all images "covered" and "precise"; "by_subject": "real" and "fake", rows of subject, images,
+        share, the lowest share first, or None where subjects are unknown.
     """
-    if not any(real.subjects) and not any(fake.subjects):
-        return {"real": None, "fake": None}
     x, y = vectors["fake"][:most], vectors["real"][:most]
     k = min(k, len(y) - 1)
     radius = _radii(y, k)
@@ -152,7 +150,8 @@ def by_subject(fake: ImageSet, real: ImageSet, vectors: dict[str, Array], k: int
         near = prdc.squared_distances(x[start : start + 512], y) <= radius[None] * (1 + 1e-9)
         covered |= near.any(0)
         inside[start : start + 512] = near.any(1)
-    return {"real": _shares(real.subjects[:most], covered), "fake": _shares(fake.subjects[:most], inside)}
+    rows = {"real": _shares(real.subjects[:most], covered), "fake": _shares(fake.subjects[:most], inside)}
+    return {"shares": {"covered": float(covered.mean()), "precise": float(inside.mean())}, "by_subject": rows}
 
 
 def _radii(y: Array, k: int) -> NDArray[np.float64]:
@@ -233,23 +232,3 @@ def _lpips(
         found[name] = {"mean": float(every.mean()) if len(every) else None,
                        "sd": float(every.std()) if len(every) > 1 else None, "pairs": len(every)}  # fmt: skip
     return found, ""
-
-
-def vectors_of(sets: dict[str, ImageSet], space: Features, batch_size: int) -> dict[str, Array]:
-    """Features of all sets.
-
-    Args:
-        sets: by role.
-        space: the network.
-        batch_size: images at once.
-
-    Returns:
-        (N, D) by role.
-
-    Raises:
-        UserError: the network does not take images of this size; names the way out.
-    """
-    try:
-        return {role: features_of(one, space, batch_size) for role, one in sets.items()}
-    except UserError as error:
-        raise UserError(f"{error} Or bring the images to its size by --size.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from mri_synth.errors import UserError
 from mri_synth.evaluate_images import ImageSet
 from mri_synth.refine_files import _once, _tree
 from mri_synth.sample import RECORD
+
+log = logging.getLogger(__name__)
 
 Scaling = Literal["auto", "unit", "percentile", "minmax"]
 TABLES = ("subjects.csv", "split.csv", "participants.tsv")
@@ -46,6 +49,7 @@ class Reading:
         seed: of every draw.
         batch_size: samples at once.
         device: where a checkpoint samples.
+        skip_bad: files that cannot be used are left out and listed.
     """
 
     output: Path
@@ -57,6 +61,7 @@ class Reading:
     seed: int = 0
     batch_size: int = 32
     device: str = "auto"
+    skip_bad: bool = False
 
 
 def add_folder(out: ImageSet, root: Path, how: Reading) -> None:
@@ -70,6 +75,8 @@ def add_folder(out: ImageSet, root: Path, how: Reading) -> None:
     Raises:
         UserError: nothing in it, files that cannot be used (all of them are named), or images of several sizes.
     """
+    if how.output.resolve() == root.resolve():
+        raise UserError(f"-o {how.output}: is the folder of {out.role} itself; give the results another")
     files = _once(_tree(root, how.output))
     if not files:
         raise UserError(f"{out.role}: {root}: no picture and no volume in this folder; {ALLOWED}")
@@ -80,13 +87,15 @@ def add_folder(out: ImageSet, root: Path, how: Reading) -> None:
         out.about["of"] = len(files)
         kept = np.sort(np.random.default_rng(how.seed).permutation(len(files))[: how.at_most]).tolist()
         files, names = [files[k] for k in kept], [names[k] for k in kept]
-    bad, empty, rules = [], 0, {}
+    bad: list[str] = []
+    rules: dict[str, str] = {}
+    empty = 0
     for path, name in zip(files, names, strict=True):
         try:
             volume = read(path, allow_constant=True)
             values, rule = _scaled(volume, how.scaling)
         except UserError as error:
-            bad.append(str(error).replace(WAY_OUT, "").strip())
+            bad.append(_plain(str(error)))
             continue
         rules.setdefault(rule, name)
         images, spacing, numbers, lost = _slices(volume, values, how.plane)
@@ -94,13 +103,25 @@ def add_folder(out: ImageSet, root: Path, how: Reading) -> None:
         out.add(images, name, spacing, [subject[name]], [label[name]], numbers)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         out.files.append({"path": str(path), "sha256": digest, "images": len(images)})
-    if bad:
-        raise UserError(f"{out.role}: {len(bad)} of {len(files)} files cannot be used; mend or remove them:\n  "
+    if bad and how.skip_bad:
+        log.warning("%s: %d of %d files left out, such as %s", out.role, len(bad), len(files), bad[0])
+        out.about["left_out"] = bad
+    elif bad:
+        raise UserError(f"{out.role}: {len(bad)} of {len(files)} files cannot be used; mend or remove them, or leave "
+                        "them out by --skip-bad:\n  "
                         + "\n  ".join(bad[:10]) + ("\n  ..." if len(bad) > 10 else ""))  # fmt: skip
     if {"unit", "percentile"} <= set(rules) and how.scaling == "auto":
         raise UserError(f"{out.role}: some volumes lie in [0, 1] ({rules['unit']}) and others do not "
                         f"({rules['percentile']}); say --intensity unit or percentile")  # fmt: skip
     out.about |= {"intensity": sorted(rules), "empty_slices_left_out": empty}
+
+
+def _plain(message: str) -> str:
+    """A reader's message without ways out that are a run's."""
+    for said, instead in ((WAY_OUT, ""), (", or leave it out by data.on_bad_file=skip", ""),
+                          ("data.intensity.method=", "--intensity ")):  # fmt: skip
+        message = message.replace(said, instead)
+    return message.strip()
 
 
 def _scaled(volume: Volume, scaling: Scaling) -> tuple[NDArray[np.float32], str]:

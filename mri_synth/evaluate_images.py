@@ -142,7 +142,7 @@ class ImageSet:
         for image, index in zip(out, indices, strict=True):
             row = index if self._chosen is None else int(self._chosen[index])
             self._file.seek(row * height * width * 2)
-            if self._file.readinto(image.data) != height * width * 2:  # type: ignore[attr-defined]
+            if self._file.readinto(image.data) != height * width * 2:
                 raise UserError(f"{self.role}: the file that holds the images was cut short; run again")
         return torch.from_numpy(out.astype(np.float32) / SCALE)[:, None]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mri_synth import html, plots
 from mri_synth.html import Html
-from mri_synth.report_samples import _distributions, _intensities
+from mri_synth.report_samples import _distributions
 
 MOST_ROWS = 30
 
@@ -27,7 +27,7 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
     if found and (copies := found["copies"]):
         some = "; ".join(f"{c['places']['fake']} = {c['places']['train']}" for c in copies[:3])
         out.append(f"COPIES: {len(copies)} of the {results['counts']['fake']} fakes are copies of training images "
-                   f"({some}).")  # fmt: skip
+                   f"({some}){_twins(results)}.")  # fmt: skip
     if n := results["repeated"]:
         out.append(f"{n} of the fakes are the very image of another fake.")
     kid, fid = results["kid"], results["fid"]
@@ -45,6 +45,12 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
     else:
         out.append("Nothing is said of memorisation: no training set was given (--train).")
     return out
+
+
+def _twins(results: Mapping[str, Any]) -> str:
+    """How many held-out images would be called copies too."""
+    n, of = results["memorisation"]["held_out_below"], results["counts"]["real"]
+    return f"; by the same limits {n} of the {of} held-out images, which no model has made" if n else ""
 
 
 def build(results: Mapping[str, Any], folder: Path) -> str:
@@ -117,12 +123,17 @@ def _figures(found: Mapping[str, Any]) -> list[Html]:
 
 
 def _looks(looks: Mapping[str, Any]) -> list[Html]:
-    power = {name: (list(range(1, len(v) + 1)), v) for name, v in looks["power"].items()}
-    drawn = plots.curve(power, "power by spatial frequency", "cycles per shorter side", log=True, legend=False)
+    shares, named = looks["intensities"], (("real", "real"), ("generated", "fake"))
+    counts = {name: shares[role] for name, role in named}
+    drawn = [plots.histogram(shares["edges"], counts, f"intensities, {scale}", "intensity, 0 to 1", log)
+             for scale, log in (("linear", False), ("logarithmic", True))]  # fmt: skip
+    power = {name: (list(range(1, len(looks["power"][role]) + 1)), looks["power"][role]) for name, role in named}
+    drawn.append(plots.curve(power, "power by spatial frequency", "cycles per shorter side", log=True))
     said = (
-        "Where the fakes' power falls off before the real images' they are blurred; peaks are patterns of a generator."
+        "Intensities: share of all pixels; what scanners add, noise above all, shows there first. Power: where the "
+        "generated images' falls off before the real ones' they are blurred; peaks are a generator's patterns."
     )
-    return [*_intensities(looks["intensities"]), html.card("Spectra", drawn, html.paragraph(said))]
+    return [html.side_by_side(*drawn), html.paragraph(said)]
 
 
 def _memorisation(found: Mapping[str, Any], pictures: Path) -> list[Html]:
@@ -138,7 +149,8 @@ def _memorisation(found: Mapping[str, Any], pictures: Path) -> list[Html]:
     if found["copies"]:
         listed = [[c["places"]["fake"], c["places"]["train"] + (", mirrored" if c["mirrored"] else ""),
                    ", ".join(c["by"]), c["distance"]] for c in found["copies"][:MOST_ROWS]]  # fmt: skip
-        parts += [html.notice(f"{len(found['copies'])} copies.", "warn"),
+        parts += [html.notice(f"Called copies: {len(found['copies'])} fakes, and by the same limits "
+                              f"{found['held_out_below']} held-out images.", "warn"),
                   html.table(["fake", "training image", "found by", "distance in pixels"], listed),
                   html.figure(pictures / "copies.png", "copies of training images")]  # fmt: skip
     else:
@@ -171,13 +183,15 @@ def _record(found: Mapping[str, Any]) -> list[Html]:
     facts = {k: _plain(v) for k, v in found["settings"].items()} | seconds
     facts |= {"peak memory, MiB": found["peak_memory_mib"], **found["versions"], **found["machine"], **found["git"]}
     return [html.code(found["command"]), html.side_by_side(*parts), html.facts(facts),
-            html.paragraph("Every file with its sha256: files.csv. Every figure: evaluation.json.", "soft")]  # fmt: skip
+            html.paragraph("Files with their sha256: files.csv. All figures: evaluation.json.", "soft")]  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {v}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value[:5])) + (", ..." if len(value) > 5 else "")
+    return value
 
 
 def _of(one: Mapping[str, Any]) -> str:

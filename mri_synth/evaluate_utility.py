@@ -39,9 +39,7 @@ PROTOCOL = (
 """Said beside the table."""
 
 
-def utility(
-    sets: dict[str, ImageSet], judged: dict[str, Any], simulated: bool, seed: int = 0, steps: int = STEPS
-) -> dict[str, Any]:
+def utility(sets: dict[str, ImageSet], judged: dict[str, Any], simulated: bool, seed: int = 0) -> dict[str, Any]:
     """Accuracy on real test images of what was trained on real images, on fakes, and on both.
 
     Args:
@@ -49,7 +47,6 @@ def utility(
         judged: of `compare`: its KID stands beside how well fakes are told from real images.
         simulated: whether any image is.
         seed: of every draw.
-        steps: of the training of each classifier.
 
     Returns:
         "tables", "bars", "notes", "by_seed" as `metrics.utility.table` gives them, with "protocol"; or "missing", why
@@ -84,7 +81,7 @@ def utility(
     listed = [r for r in rows(["fake"], styled=False) if not r.told or len(held) >= LEAST]
     by_seed, right = {}, {}
     for row in listed:
-        networks = [_trained(row, training[row.name], len(names), seed, k, steps) for k in range(SEEDS)]
+        networks = [_trained(row, training[row.name], len(names), seed, k) for k in range(SEEDS)]
         group = torch.tensor([names.index(c) for c in real.labels[kept]])
         logits = _logits(networks, real, kept)
         if row.told:
@@ -111,7 +108,7 @@ def _set(images: ImageSet, at: NDArray[np.int64], names: list[str]) -> ClassSet:
     return ClassSet(images.images(at.tolist()), torch.tensor([names.index(c) for c in images.labels[at]]))
 
 
-def _trained(row: Row, own: ClassSet, classes: int, seed: int, number: int, steps: int) -> nn.Module:
+def _trained(row: Row, own: ClassSet, classes: int, seed: int, number: int) -> nn.Module:
     """A classifier of a row; the start depends on seed and number, the order on these and the step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1000 * seed + number)
@@ -120,7 +117,7 @@ def _trained(row: Row, own: ClassSet, classes: int, seed: int, number: int, step
     optimizer = torch.optim.Adam(network.parameters(), RATE)
     places, stream = torch.arange(BATCH), (seed << 8) + 2 * number
     network.train()
-    for step in range(steps):
+    for step in range(STEPS):
         at = (uniform(stream, step, places, 1)[:, 0] * len(own)).long()
         image = augment(Batch(image=own.image[at], index=places), CHANGES, stream + 1, step).image
         optimizer.zero_grad()

@@ -55,6 +55,8 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         spaces(config["features"], "cpu")  # what is asked for and not here ends it before the training
     about = describe_run(config, data, model, trainer)
     if trainer.is_global_zero:
+        if config["task"] == "fit" and not config["resume"]:
+            outputs.clear_training(folder, config["init_from"])
         write_manifest(folder / "split.csv", data.manifest)
         outputs.write_results(folder, about | {"status": "started"})
         loggers.describe(trainer.loggers, about)
@@ -146,8 +148,10 @@ def trained_on_test(content: dict[str, Any], data: MRIDataModule, others: Sequen
     test, found = set(data.partition.fingerprints("test")), []
     known = [("this checkpoint", content["mri_synth"])]
     known += [(path, read_checkpoint(Path(path))["mri_synth"]) for path in others]
-    if stage := content["hyper_parameters"].get("first_stage"):
-        known.append(("its first stage", stage))
+    for key in ("first_stage", "guide"):
+        stage = content["hyper_parameters"].get(key)
+        if isinstance(stage, dict):  # a record; of clip_guided the guide's kind
+            known.append((f"its {key.replace('_', ' ')}", stage))
     for name, about in known:
         if both := test & set(about.get("trained_on", [])):
             found.append(f"{len(both)} of {len(test)} test files were training files of {name}: the test scores are "

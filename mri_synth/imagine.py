@@ -109,8 +109,8 @@ def imagine(
         prompts: a set each, as `mri_synth.prompts.schedule` reads them.
         output: folder; made where missing.
         guide: "mri_clip:CHECKPOINT", "clip:NAME" or "conse".
-        generator_config: yaml of generators that are checkpoints of taming-transformers; of several with commas between,
-            in their order, and nothing where a generator is none of them.
+        generator_config: yaml of generators that are checkpoints of taming-transformers; of several with commas
+            between, in their order, and nothing where a generator is none of them.
         init: volume or picture from which all start; None: from random latents.
         slice: of the volume.
         n: seeds.
@@ -141,8 +141,8 @@ def imagine(
              "init_slice": slice}  # fmt: skip
     configs = [c or None for c in (generator_config or "").split(",")]
     if len(configs) not in (1, len(generators)):
-        raise UserError(f"--generator-config={generator_config}: {len(configs)} for {len(generators)} generators; give one "
-                        "for all, or one for each with commas between")  # fmt: skip
+        raise UserError(f"--generator-config={generator_config}: {len(configs)} for {len(generators)} generators; "
+                        "give one for all, or one for each with commas between")  # fmt: skip
     of = dict(zip(generators, configs * (len(generators) if len(configs) == 1 else 1), strict=True))
     told = {g: settings_of(settings, {**given, "generator": g, "generator_config": of[g]}) for g in generators}
     if slice is not None and init is None:

@@ -38,7 +38,8 @@ def sampled(
 ) -> dict[str, Any]:
     """Draw samples with the seeds 0, 1, ... and judge them.
 
-    Conditional models are asked for their labels in turn, by how often each is in the training split.
+    Conditional models are asked for their labels in turn, by how often each is in the training split; those that take
+    prompts for captions of validation images.
 
     Args:
         model: samples; on its device.
@@ -58,13 +59,14 @@ def sampled(
     """
     networks, missing = spaces(words, model.device)
     started = time.monotonic()
-    labels = labels_in_turn(model, data, n)
+    labels, prompts = labels_in_turn(model, data, n), prompts_in_turn(model, data, n)
     model.eval()
     (run / "pictures" / "nearest.png").unlink(missing_ok=True)  # of the samples before a resume
-    images = torch.cat([_drawn(model, labels, at, min(at + batch_size, n)) for at in range(0, n, batch_size)])
+    images = torch.cat([_drawn(model, labels, prompts, at, min(at + batch_size, n)) for at in range(0, n, batch_size)])
     seconds = time.monotonic() - started
     names = model.conditions()
     captions = None if labels is None else [names[i] if i >= 0 else "any" for i in labels[:ON_SHEET].tolist()]
+    captions = captions if prompts is None else prompts[:ON_SHEET]
     simulated = " · trained on SIMULATED images" if data.spec.simulated else ""
     title = f"{type(model).__name__} · samples, seeds 0 to {min(n, ON_SHEET) - 1}{simulated}"
     drawing.save(drawing.grid(images[:ON_SHEET], title, captions=captions, columns=8), run / "pictures" / "samples.png")
@@ -107,8 +109,22 @@ def labels_in_turn(model: SynthModule, data: MRIDataModule, n: int) -> Tensor | 
     return torch.from_numpy(ordered[(shares * len(ordered)).astype(int)])
 
 
-def _drawn(model: SynthModule, labels: Tensor | None, start: int, stop: int) -> Tensor:
-    return draw(model, range(start, stop), None if labels is None else labels[start:stop], {})
+def prompts_in_turn(model: SynthModule, data: MRIDataModule, n: int) -> list[str] | None:
+    """What each sample is asked for in words: captions of validation images; None for models that take no prompts.
+
+    The prompt of a seed does not depend on n, as in `labels_in_turn`.
+    """
+    if model.hparams.get("condition") != "text":
+        return None
+    items = data.view("val")
+    shares = np.arange(1, n + 1) * ((5**0.5 - 1) / 2) % 1
+    chosen = (shares * len(items)).astype(int).tolist()
+    return [text for at in range(0, n, 64) for text in model.prompts(items.__getitems__(chosen[at : at + 64]))]
+
+
+def _drawn(model: SynthModule, labels: Tensor | None, prompts: list[str] | None, start: int, stop: int) -> Tensor:
+    options = {} if prompts is None else {"prompt": prompts[start:stop]}
+    return draw(model, range(start, stop), None if labels is None else labels[start:stop], options)
 
 
 def spaces(words: Sequence[str], device: torch.device | str) -> tuple[list[Features], str]:

@@ -95,10 +95,26 @@ def clear(folder: Path) -> None:
     Args:
         folder: of the run.
     """
-    for name in ("best.ckpt", "last.ckpt", "metrics.csv", "results.json", "config.yaml", "report.html", *_MARKS):
+    for name in ("results.json", "config.yaml", *_MARKS):
         (folder / name).unlink(missing_ok=True)
-    for name in ("pictures", "wandb"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    shutil.rmtree(folder / "wandb", ignore_errors=True)
+    (folder / "last.ckpt").unlink(missing_ok=True)
+    clear_training(folder)
+
+
+def clear_training(folder: Path, keep: str | None = None) -> None:
+    """Remove what a training left in a folder, as another begins there: a killed one's rows would come twice.
+
+    Its last checkpoint stays until the first of the new training is whole, and takes its place.
+
+    Args:
+        folder: of the run.
+        keep: a checkpoint that the new one starts from, perhaps of this very folder.
+    """
+    for name in ("best.ckpt", "metrics.csv", "report.html", "training.gif", "codebook.npy"):
+        if keep is None or Path(keep).resolve() != (folder / name).resolve():
+            (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "pictures", ignore_errors=True)
 
 
 def run_folders(place: Path) -> Iterator[Path]:

@@ -1,15 +1,18 @@
-"""`mri-synth release`: a checkpoint as a folder that can be handed on: weights, graphs, card, and a hash of each file."""
+"""`mri-synth release`: a checkpoint as a folder to hand on: weights, graphs, card, and a hash of each file."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import importlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,13 @@ from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model, read_checkpoint
 from mri_synth.release_card import card
-from mri_synth.release_export import Operation, compare, export, missing_packages, onnx_outputs, operations
+from mri_synth.release_export import compare, export, missing_packages, onnx_outputs
 from mri_synth.release_loader import ABOUT, FORMAT, MANIFEST, Release, ReleaseError, manifest_of
+from mri_synth.release_operations import Operation, operations
 from mri_synth.run_folder import read_run
 from mri_synth.weights.tensors import read_tensors, write_tensors
 
+_STALE_SECONDS = 600.0
 WEIGHTS = "weights.safetensors"
 LOADER = "loader.py"
 CARD = "README.md"
@@ -55,7 +60,9 @@ def release(
             and not installed, or an output differs from the checkpoint's.
     """
     if absent := missing_packages() if onnx is not False else []:
-        why = f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed: pip install 'mri-synth[release]'"
+        why = (
+            f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed: pip install 'mri-synth[release]'"
+        )
         if onnx:
             raise UserError(f"--onnx: {why}, or leave it out")
     else:
@@ -63,8 +70,8 @@ def release(
     content, model = read_checkpoint(checkpoint), load_model(checkpoint)
     offered = operations(model)
     if not offered:
-        raise UserError(f"{checkpoint}: its model, {type(model).__name__}, makes no image of one or of a seed: there is "
-                        f"nothing to release. {model.instead}")  # fmt: skip
+        raise UserError(f"{checkpoint}: its model, {type(model).__name__}, makes no image of one or of a seed: there "
+                        f"is nothing to release. {model.instead}")  # fmt: skip
     with _whole_folder(output) as part:
         for operation in offered:
             if reason := model.no_graph.get(operation.name):
@@ -131,8 +138,9 @@ def _rebuilt(about: Mapping[str, Any], weights: dict[str, Tensor]) -> SynthModul
         model: SynthModule = cls(spec=about["spec"], **about["hyper_parameters"])
         model.load_state_dict(weights)
     except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
         raise UserError(f"{about['target']} of mri_synth {about['mri_synth']} does not fit this version {__version__}: "
-                        f"{' '.join(str(error).split())[:300]}. Use that version, or load_release") from error  # fmt: skip
+                        f"{why}. Use that version, or load_release") from error  # fmt: skip
     return model
 
 
@@ -172,9 +180,13 @@ def _compare(part: Path, model: SynthModule, offered: list[Operation]) -> None:
         raise UserError(f"{WEIGHTS}: {differ[0]} is not the checkpoint's after it is read back; nothing was written")
     for operation in offered:
         if "torch" in operation.files:
-            compare(operation, "torch", lambda inputs, name=operation.name: again.run(name, *inputs))
+            compare(operation, "torch", partial(_outputs, again, operation.name))
         if "onnx" in operation.files:
             compare(operation, "onnx", onnx_outputs(part / operation.files["onnx"], operation.batch))
+
+
+def _outputs(made: Release, name: str, inputs: tuple[Tensor, ...]) -> Tensor:
+    return made.run(name, *inputs)
 
 
 @contextmanager
@@ -189,6 +201,10 @@ def _whole_folder(output: Path) -> Iterator[Path]:
     part = output.with_name(f".{output.name}.part-{os.getpid()}")
     try:
         part.mkdir(parents=True)
+        for killed in output.parent.glob(f".{glob.escape(output.name)}.part-*"):
+            with suppress(FileNotFoundError):
+                if time.time() - killed.stat().st_mtime > _STALE_SECONDS:  # what is younger may be another machine's
+                    shutil.rmtree(killed, ignore_errors=True)
         yield part
         if output.is_dir():
             output.rmdir()

@@ -40,7 +40,8 @@ def card(
         f"{simulated}{about['synthetic'].capitalize()}. Whoever passes images of it on says so beside them.",
         "## Use", _how(about), "## Intended use", use or USE,
         "## Data", _data(about, run, licence), "## How images are prepared", _preparation(about["spec"]),
-        "## Figures", _figures(results, run, own, checkpoint), "## Memorisation", _memorisation(results if own else {}),
+        "## Figures", _figures(results, run, own, checkpoint),
+        "## Memorisation", _memorisation(results if own else {}, about),
         "## Cost", _cost(about, results), "## Limits", _limits(about, results),
         "## Equal to the checkpoint", _equal(about), "## Licence of the data", f"{licence or UNKNOWN}.",
         f"Checkpoint: SHA-256 {about['checkpoint_sha256']}. Made by mri_synth {about['mri_synth']} and torch "
@@ -51,9 +52,9 @@ def card(
 
 def _how(about: Mapping[str, Any]) -> str:
     known = about["operations"]
-    calls = {"from_latent": "images = model.sample([0, 1, 2])", "sample": "images = model.sample([0, 1, 2])",
-             "translate": "image = model.translate(source)", "reconstruct": "image = model.reconstruct(image)"}  # fmt: skip
-    lines = [calls[name] for name, op in known.items() if op["torch"] and name in calls]
+    calls = {"from_latent": "model.sample([0, 1, 2])", "sample": "model.sample([0, 1, 2])",
+             "translate": "model.translate(source)", "reconstruct": "model.reconstruct(image)"}  # fmt: skip
+    lines = [f"images = {calls[name]}" for name, op in known.items() if op["torch"] and name in calls]
     text = ""
     if lines:
         text = "\n".join(["With torch and nothing else, in this folder:\n", "```python",
@@ -97,8 +98,8 @@ def _data(about: Mapping[str, Any], run: Run, licence: str | None) -> str:
 
 def _preparation(spec: Mapping[str, Any]) -> str:
     found = spec.get("preparation") or {}
-    lines = [f"- {key.replace('_', ' ')}: {found[key]}" for key in ("plane", "fit", "size", "spacing_mm", "intensity")
-             if key in found]  # fmt: skip
+    lines = [f"- {key.replace('_', ' ')}: {_words(found[key])}"
+             for key in ("plane", "fit", "size", "spacing_mm", "intensity") if found.get(key) is not None]  # fmt: skip
     lines += [f"- {c}: -1 is {r[0]:g} and 1 is {r[1]:g} in the median training file"
               for c, r in (found.get("ranges") or {}).items()]  # fmt: skip
     return "\n".join(lines) if lines else "Not recorded in the checkpoint."
@@ -113,8 +114,8 @@ def _figures(results: Mapping[str, Any], run: Run, own: bool, checkpoint: str) -
     details, known, rows = results.get("details") or {}, results.get("references") or {}, []
     for name, found in details.items():
         short = name.removeprefix("test/")
-        beside = [f"{kind} {value:.4g}" for kind, value in
-                  ((k.rpartition("/")[0], v) for k, v in known.items() if k.rpartition("/")[2] == short and v is not None)]  # fmt: skip
+        twins = {k.rpartition("/")[0]: v for k, v in known.items() if k.rpartition("/")[2] == short and v is not None}
+        beside = [f"{kind} {value:.4g}" for kind, value in twins.items()]
         rows.append([short, _number(found.get("mean")), _interval(found.get("ci")),
                      f"{found.get('n_subjects', '?')} subjects, {found.get('n_slices', '?')} slices",
                      ", ".join(beside)])  # fmt: skip
@@ -153,8 +154,11 @@ def _generation(found: Mapping[str, Any]) -> str:
     return f"{head}\n\n{table}\n\nProtocols:\n\n{protocol}"
 
 
-def _memorisation(results: Mapping[str, Any]) -> str:
+def _memorisation(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     found = (results.get("generation") or {}).get("memorisation") or {}
+    if not {"sample", "from_latent"} & about["operations"].keys():
+        return ("It draws nothing of its own, so no sample can be a copy. Whether its weights give away training "
+                "images was not looked into.")  # fmt: skip
     if not found:
         return "Not measured: whether its images are copies of training images is not known."
     rows = [[f"in {space}", _number(v["copy_rate"]), _interval(v.get("copy_rate_ci")), _number(v["near_duplicates"]),
@@ -195,14 +199,21 @@ def _limits(about: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 def _equal(about: Mapping[str, Any]) -> str:
     rows = [[f"`{name}`", _number(op["difference"].get("torch")), _number(op["difference"].get("onnx"))]
             for name, op in about["operations"].items()]  # fmt: skip
-    return ("Largest absolute difference from the checkpoint's outputs on fixed inputs, CPU, float32; more than 1e-4 is "
-            "not released.\n\n" + _table(["operation", "torch.export", "ONNX"], rows))  # fmt: skip
+    return ("Largest absolute difference from the checkpoint's outputs on fixed inputs, CPU, float32; more than 1e-4 "
+            "is not released.\n\n" + _table(["operation", "torch.export", "ONNX"], rows))  # fmt: skip
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     lines = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [list(head), *rows]]
     ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
+
+
+def _words(value: Any) -> str:
+    """A setting as words."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_words(v)}" for k, v in value.items() if v is not None)
+    return " to ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _number(value: Any) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
 MANIFEST = "MANIFEST.sha256"
 ABOUT = "release.json"
@@ -179,7 +180,9 @@ class Release:
         given = [self._fitting(name, x, wanted) for x, wanted in zip(inputs, known["inputs"], strict=True)]
         if name not in self._graphs:
             program = torch.export.load(io.BytesIO(self._content(known["torch"])))
-            self._graphs[name] = program.module().to(self.device)
+            if self.device.type != "cpu":
+                program = move_to_device_pass(program, str(self.device))
+            self._graphs[name] = program.module()
         graph = self._graphs[name]
         if known["batch"] is None:
             return graph(*given)
@@ -205,7 +208,9 @@ class Release:
         index = names.index(label) if isinstance(label, str) else -1 if label is None else label
         out = torch.as_tensor(index, dtype=torch.int64).expand(n)
         if int(out.min()) < -1 or int(out.max()) >= len(names):
-            raise ReleaseError(f"label={label}: allowed: from 0 to {len(names) - 1} ({', '.join(names)}), or -1 for any")
+            raise ReleaseError(
+                f"label={label}: allowed: from 0 to {len(names) - 1} ({', '.join(names)}), or -1 for any"
+            )
         return [out]
 
     def _content(self, name: str) -> bytes:

@@ -42,7 +42,7 @@ def sample(
     *,
     seed: int = 0,
     label: str | None = None,
-    options: Mapping[str, float | int | None] | None = None,
+    options: Mapping[str, float | int | str | None] | None = None,
     format: str = "png",
     batch_size: int = 16,
     device: str = "auto",
@@ -59,7 +59,8 @@ def sample(
         output: folder of the files; made where missing.
         seed: of the first image.
         label: what is asked for, of conditional models: one of its classes or contrasts.
-        options: further ones that the method's `sample` takes, such as temperature; None values are left out.
+        options: further ones that the method's `sample` takes, such as temperature, or a prompt in the place of a
+            label; None values are left out.
         format: "png" (16 bits, grey), "nifti" (float32 in [0, 1]), or "both".
         batch_size: images at once.
         device: "auto" (CUDA where there is some), "cpu", "cuda", ...
@@ -68,8 +69,8 @@ def sample(
         The folder.
 
     Raises:
-        UserError: the model does not sample, does not know the label or an option, a number is out of range, or the
-            folder holds samples of other settings.
+        UserError: the model does not sample, does not know the label, a prompt's words or an option, a number is out of
+            range, or the folder holds samples of other settings.
     """
     if n < 1 or batch_size < 1 or seed < 0:
         wrong, least = next((w, k) for w, k in ((f"n={n}", 1), (f"batch_size={batch_size}", 1), (f"seed={seed}", 0))
@@ -86,6 +87,11 @@ def sample(
                         "one that does, such as model=pixelcnn or model=vae")  # fmt: skip
     chosen = {k: v for k, v in (options or {}).items() if v is not None}
     check_options(model, chosen)
+    prompt = chosen.get("prompt")
+    if prompt is not None:
+        if label is not None:
+            raise UserError(f"--label={label} --prompt='{prompt}': a model knows the one or the other; give one")
+        model.prompted([str(prompt)])
     wanted = label_index(model, label)
     by_slice = wanted is not None and model.hparams.get("condition") == "slice"
     place_mm = model.spec.slices_mm[wanted] if by_slice and wanted is not None else 0.0
@@ -99,11 +105,12 @@ def sample(
     files = [[output / f"sample_{s:06d}.{e}" for e in ENDINGS[format]] for s in range(seed, seed + n)]
     with whole_file(output / RECORD) as part:
         part.write_text(json.dumps(record | {"checkpoint": str(checkpoint.resolve())}, indent=2) + "\n")
+    about = f"synthetic: mri_synth {__version__}, {type(model).__name__}" + (f', "{prompt}"' if prompt else "")
     for images, at in _batches(model, range(seed, seed + n), files, wanted, chosen, batch_size, place):
         for image, paths in zip(images, files[at], strict=True):
             for path in paths:
-                _write(image, model, path, f"synthetic: mri_synth {__version__}, {type(model).__name__}", place_mm)
-    _sheets(output, model, range(seed, seed + n), files, label)
+                _write(image, model, path, about, place_mm)
+    _sheets(output, model, range(seed, seed + n), files, str(prompt) if prompt else label)
     return output
 
 
@@ -122,7 +129,7 @@ def check_options(model: SynthModule, options: Mapping[str, Any]) -> None:
         if name not in known:
             here = f"it takes {', '.join(known)}" if known else "it takes none"
             raise UserError(f"--{name.replace('_', '-')}: {type(model).__name__} has no such option; {here}")
-        if value is not True and value is not False and not 0 < value < math.inf:
+        if not isinstance(value, bool | str) and not 0 < value < math.inf:
             raise UserError(f"--{name.replace('_', '-')}={value}: allowed: a number above 0")
 
 
@@ -239,12 +246,12 @@ def _volume(values: NDArray[Any], model: SynthModule, place_mm: float) -> tuple[
     return array, Volume(array, affine, np.dtype(np.float32))
 
 
-def _sheets(output: Path, model: SynthModule, seeds: range, files: list[list[Path]], label: str | None) -> None:
+def _sheets(output: Path, model: SynthModule, seeds: range, files: list[list[Path]], what: str | None) -> None:
     """All images on sheets, read back from their files."""
     for number, start in enumerate(range(0, len(seeds), PER_SHEET)):
         part = seeds[start : start + PER_SHEET]
         images = np.stack([_read(paths[0]) for paths in files[start : start + PER_SHEET]])
-        asked = f" · {label}" if label else ""
+        asked = f" · {what}" if what else ""
         simulated = " · trained on SIMULATED images" if model.spec.simulated else ""
         title = f"{type(model).__name__} · synthetic · seeds {part[0]} to {part[-1]}{asked}{simulated}"
         drawing.save(drawing.grid(images, title, columns=8), output / f"sheet_{number:03d}.png")

@@ -9,14 +9,18 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import layouts
 import lightning.pytorch as pl
 import torch
 from hydra import compose, initialize_config_dir
 
+from mri_synth import sample
+from mri_synth.callbacks import judging
 from mri_synth.data.batch import Batch
 from mri_synth.errors import UserError
+from mri_synth.models.base import SynthModule
 from mri_synth.models.vqvae import VQVAE
 from mri_synth.networks.quantizer import VectorQuantizer
 from mri_synth.run import build
@@ -87,6 +91,13 @@ CASES: dict[str, list[str]] = {
     # canvases and the states of their optimizers by job, 16 of them: two batches at 8
     "style_transfer": [*STYLE, "model.optimizer=adam"],
     "style_lbfgs": [*STYLE, "model.optimizer=lbfgs"],
+    # no dropout, which draws for a process and not for an item
+    "dae": ["model=dae", "model.hidden_channels=16", "model.warmup_steps=2"],
+    "clip_guided": ["model=clip_guided", "model.prompts=['axial T2 slice','T1 | T2:-1']", "model.jobs=16",
+                    "model.steps=6", "model.every=3", "model.cutouts=3"],
+    # batch norm again; its sets are made once, by the process that comes first, and are the same on both
+    "utility": ["model=utility", "data.contrasts=[FLAIR]", "data.lesions=half", "model.width=4",
+                "model.n_per_class=4", "model.seeds=1"],
 }  # fmt: skip
 
 
@@ -108,6 +119,8 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
     batch = [f"data.batch_size={BATCH * 2 // world}", f"trainer.devices={world}"]
     batch += ["trainer.strategy=ddp"] if world > 1 else []
     batch += [f"model.first_stage={first_stage}"] if case == "pixelcnn" else []
+    if case == "clip_guided" and first_stage is not None:
+        batch += [f"model.generator={first_stage}", f"model.weights={first_stage.parents[1] / 'mri_clip/best.ckpt'}"]
     if case in ("style_transfer", "style_lbfgs"):
         vgg = layouts.vgg19(folder / f"vgg.{os.environ.get('LOCAL_RANK', 'alone')}.pth", "conv2_1")
         batch += [f"model.vgg={vgg}"]
@@ -117,12 +130,19 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
     if kill_at:
         trainer.callbacks.append(Kill(kill_at))  # type: ignore[attr-defined]
     checkpoint = folder / "last.ckpt" if resume else None
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if resume else None)
+    drawn: list[int] = []
+
+    def draw(model: SynthModule, seeds: range, *rest: Any) -> torch.Tensor:
+        drawn.extend(seeds)
+        return sample.draw(model, seeds, *rest)
+
+    try:  # so few at once that each process has samples to draw
+        with patch.object(judging, "BATCH", 4), patch.object(judging, "draw", draw):
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if resume else None)
     except TimeoutError:
         assert trainer.global_step == kill_at
         return {}
-    out: dict[str, Any] = {"weights": {k: v.clone() for k, v in model.state_dict().items()}}
+    out: dict[str, Any] = {"weights": {k: v.clone() for k, v in model.state_dict().items()}, "drawn": drawn}
     if hasattr(model, "codebook_histogram"):
         out["usage"] = model.codebook_histogram.clone()
     out["val"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -174,7 +194,8 @@ def main(folder: Path) -> None:
     for case in ("plain", "augmented", "accumulated", "moving", "unbroken"):
         keep(case, play(case, folder / case, 2))
     for case in ("vae", "pixelcnn", "encoder", "dcgan", "critic", "batchnorm", "vqgan", "progan", "cyclegan", "pix2pix",
-                 "style_gan", "unet_l1", "mri_clip", "style_transfer", "style_lbfgs"):  # fmt: skip
+                 "style_gan", "unet_l1", "mri_clip", "style_transfer", "style_lbfgs", "dae", "clip_guided",
+                 "utility"):  # fmt: skip
         keep(case, play(case, folder / case, 2, first_stage=folder / "plain/best.ckpt"))
     play("killed", folder / "killed", 2, kill_at=6)
     keep("resumed", play("killed", folder / "killed", 2, resume=True))

@@ -26,10 +26,13 @@ KEYS = {
                     for figure in ("", "_speedup_vs_published")},
     "style": {"speedup", "batch_share", "batch_difference", "loss_published", "loss_ours"},
     "leaderboard": {"seconds_leaderboard", "seconds_finished_sweep", "jobs_passed_over"},
+    "evaluate": {"minutes_ours", "minutes_plain", "peak_memory_mib_ours", "peak_memory_mib_plain", "fid_difference"},
     "conse": {"improved", "of", "prompts_improved", "rank_start", "rank", "rank_shuffled"},
     "guided": {"speedup_vs_plain", "speedup_float32", "batch_share"},
     "imagined": {"classifier_accuracy", "T2_of_T2", "T2_of_others", "asked", "shuffled", "seconds_one"},
     "pixelcnn": {"speedup", "codes_per_s", "codes_equal", "floor_s", "share_of_floor", "training_images_per_s"},
+    "prompts": {"contrast_accuracy", "side_accuracy", "contrast_asked", "contrast_shuffled", "side_asked",
+                "lesion_asked", "lesion_of_none"},
 }  # fmt: skip
 SMALL = [
     "model.codebook_warmup=0",

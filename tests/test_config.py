@@ -47,6 +47,7 @@ def stage(compose: Compose, *words: str) -> list[str]:
     """The files of other runs that a method wants; the check does not open them."""
     given = compose(*words).model
     wanted = ["first_stage"] if "first_stage" in given else ["generator", "weights"] if "prompts" in given else []
+    wanted += [f"generators.{name}" for name in given.get("generators") or {}]
     return [f"model.{key}={__file__}" for key in wanted]
 
 
@@ -258,7 +259,7 @@ def test_a_model_that_needs_what_the_data_do_not_offer(compose: Compose, monkeyp
     assert not offered(compose, "data=phantom", "data.contrasts=[T1,T2]")
     assert not offered(compose, "data=phantom", "data.source=mask")
     monkeypatch.setattr(VQVAE, "needs", staticmethod(lambda: Labelled))
-    assert "needs labelled images; this data has no classes" in offered(compose, "data.lesions=none")
+    assert "needs labelled images, and this data has no classes" in offered(compose, "data.lesions=none")
     assert not offered(compose, "data.lesions=half")
 
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_worker import play, vectors
+from ddp_worker import CASES, play, vectors
 
+from mri_synth import config
 from mri_synth.data.sampler import EpochBatches
 
 pytestmark = pytest.mark.slow
 EQUAL = ["plain", "augmented", "accumulated", "vae", "pixelcnn", "encoder", "dcgan", "critic", "vqgan", "progan",
-         "cyclegan", "pix2pix", "style_gan", "unet_l1", "mri_clip", "style_transfer", "style_lbfgs"]  # fmt: skip
+         "cyclegan", "pix2pix", "style_gan", "unet_l1", "mri_clip", "style_transfer", "style_lbfgs",
+         "dae", "clip_guided"]  # fmt: skip
 # where the encoder's gradients are almost 0, Adam makes steps of their rounding errors; some of pix2pix's weights and
 # of cyclegan's biases have hardly left the 0 where they start
 TOLERANCE = {"encoder": 1e-3, "pix2pix": 5e-5, "cyclegan": 1e-3}
@@ -35,6 +37,8 @@ MONITORED = {
     "mri_clip": "zero_shot",
     "style_transfer": "style_left",
     "style_lbfgs": "style_left",
+    "dae": "left",
+    "clip_guided": "similarity",
 }
 
 
@@ -104,7 +108,9 @@ def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: 
                                      "pixelcnn": ["bits_per_code"], "encoder": [], "unet_l1": ["l1"],
                                      "mri_clip": ["contrast", "where"],
                                      "style_transfer": ["style", "content"],
-                                     "style_lbfgs": ["style", "content"]}  # fmt: skip
+                                     "style_lbfgs": ["style", "content"],
+                                     "dae": ["mse", "loss", "lr"],
+                                     "clip_guided": ["distance"]}  # fmt: skip
     adversarial = ["d_loss", "g_loss", "lr_d", "lr_g"]
     sides = {
         "dcgan": [*adversarial, "d_r1", "d_real"],
@@ -147,7 +153,23 @@ def test_no_item_is_repeated_or_lost(result: Any, alone: Any) -> None:
         assert int(two["usage"].sum()) == 27 * 8 * 8  # every code of every validation slice, once
 
 
-@pytest.mark.parametrize("case", [*EQUAL, "batchnorm", "moving", "unbroken", "resumed"])
+def test_every_method_is_played_by_two_processes(compose: Any) -> None:
+    """With an equality case, but for classifiers with batch norm, whose statistics are those of one process."""
+    played = {compose(CASES[case]).model._target_.split(".")[-2] for case in EQUAL}
+    assert sorted(played | {"utility"}) == config.choices("model")
+
+
+def test_each_process_draws_samples_of_its_own_and_their_judgement_is_that_of_one(result: Any, alone: Any) -> None:
+    first, second = (result("dcgan", rank)["drawn"] for rank in range(2))
+    judgements = len(first) // 4
+    assert (first, second) == (judgements * [0, 1, 2, 3], judgements * [4, 5])
+    one = alone("dcgan")[1]
+    assert one["drawn"] == judgements * [0, 1, 2, 3, 4, 5]
+    for key in ("val/kid", "val/ms_ssim"):
+        assert result("dcgan", 1)["val"][key] == pytest.approx(one["val"][key], rel=1e-5)
+
+
+@pytest.mark.parametrize("case", [*EQUAL, "batchnorm", "moving", "utility", "unbroken", "resumed"])
 def test_processes_never_drift_apart(case: str, result: Any) -> None:
     first, second = (result(case, rank)["weights"] for rank in range(2))
     assert all(torch.equal(v, second[k]) for k, v in first.items())

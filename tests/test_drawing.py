@@ -136,7 +136,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     before = path.read_bytes()
 
     class Broken:
-        def save(self, file: object, format: str) -> None:
+        def save(self, file: object, format: str, pnginfo: object) -> None:
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -16,10 +16,11 @@ from torch.nn import functional
 from mri_synth import config
 from mri_synth.anomaly import anomaly_results
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.lesions import Lesions
 from mri_synth.data.phantom import Phantom
 from mri_synth.data.sampler import EpochBatches
 from mri_synth.data.store import MASK, Prepared
-from mri_synth.data.views import Lesions, Reading
+from mri_synth.data.views import Reading
 from mri_synth.errors import ConfigError, UserError
 from mri_synth.losses.region import dilated, laid, placement, region_l1, region_style, soft_edges
 from mri_synth.metrics.references import references

@@ -19,7 +19,7 @@ from mri_synth.config import FEATURES
 from mri_synth.data.stored import cache_folder
 from mri_synth.data.views import Images
 from mri_synth.errors import UserError
-from mri_synth.judgement import labels_in_turn
+from mri_synth.judgement import labels_in_turn, prompts_in_turn
 from mri_synth.metrics import diversity, kid
 from mri_synth.metrics.extraction import features_of, stored_features
 from mri_synth.metrics.features import Features, load_features
@@ -166,6 +166,7 @@ class Judging(pl.Callback):
         assert self.space is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         labels = labels_in_turn(model, data, self.samples) if model.samples() else None
+        prompts = prompts_in_turn(model, data, self.samples) if model.samples() else None
         sources = data.view("val") if model.translates() else None
         items = np.random.default_rng(0).permutation(len(sources or ()))[: self.samples].tolist()
         count = self.samples if sources is None else len(items)
@@ -173,7 +174,8 @@ class Judging(pl.Callback):
         for part in range(trainer.global_rank * BATCH, count, trainer.world_size * BATCH):
             seeds = range(part, min(part + BATCH, count))
             if sources is None:
-                images = draw(model, seeds, None if labels is None else labels[seeds.start : seeds.stop], {})
+                options = {} if prompts is None else {"prompt": prompts[seeds.start : seeds.stop]}
+                images = draw(model, seeds, None if labels is None else labels[seeds.start : seeds.stop], options)
             else:
                 batch = sources.__getitems__(items[seeds.start : seeds.stop])
                 images = model.translate(batch.image.to(model.device)).float().clamp(-1, 1).cpu()

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gzip
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ from mri_synth.data.volume import WAY_OUT, Array, Source, Volume, flip_picture
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_STALE_SECONDS = 600.0
 
 
 def read_nifti(path: Path) -> Volume:
@@ -149,6 +153,8 @@ def to_numbers(
 def whole_file(path: Path) -> Iterator[Path]:
     """A name in the same folder to write to; renamed to `path` at the end, removed on failure.
 
+    What a process left that was killed goes when another writes there, if nobody has written to it for ten minutes.
+
     Args:
         path: the file to appear; its folder is made where missing.
 
@@ -161,6 +167,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(path.parent.resolve())
         yield part
         part.replace(path)
     except OSError as error:
@@ -169,6 +176,14 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+@functools.cache  # looking through a folder of thousands takes a moment: once is enough
+def _tidy(folder: Path) -> None:
+    for part in folder.glob(".part-*"):
+        with contextlib.suppress(OSError):  # another process may be quicker
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:  # it may be another machine's
+                part.unlink()
 
 
 def _check_type(path: Path, image: SpatialImage) -> None:

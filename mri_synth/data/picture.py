@@ -52,7 +52,7 @@ def write_picture(values: Array, volume: Volume, path: Path, description: str) -
         values: (H, W); rounded and clipped to the bit depth.
         volume: whose bit depth is kept.
         path: .png.
-        description: the PNG's text "synthetic".
+        description: the PNG's texts "synthetic" and "Description", the latter as all PNGs of the package have it.
 
     Raises:
         UserError: the target cannot be written.
@@ -60,7 +60,8 @@ def write_picture(values: Array, volume: Volume, path: Path, description: str) -
     limit = np.iinfo(volume.dtype)
     grey = np.clip(np.rint(values), limit.min, limit.max).astype(volume.dtype)
     text = PngImagePlugin.PngInfo()
-    text.add_text("synthetic", description)
+    for key in ("synthetic", "Description"):
+        text.add_text(key, description)
     with whole_file(path) as part:
         Image.fromarray(grey).save(part, format="PNG", pnginfo=text)
 

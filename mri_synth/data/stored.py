@@ -206,7 +206,8 @@ class StoredData(pl.LightningDataModule):
         if contrasts and (reason := view.misfit(contrasts, arguments.get("source", "contrasts"))):
             return f"needs {view.name}: {reason}; it is data.contrasts=[{','.join(contrasts)}]"
         if view.name == "labelled" and not cls.labelled(arguments):
-            return "needs labelled images; this data has no classes under these settings"
+            return ("needs labelled images, and this data has no classes under these settings; try data=phantom, or "
+                    "data=folder data.label=folder")  # fmt: skip
         if view.twins and not cls.marked(arguments):
             return (f"needs {view.name}: slices with and without lesion, and masks; this data has none under these "
                     "settings; try data=phantom data.lesions=half, or data=brats")  # fmt: skip

@@ -26,10 +26,12 @@ class MRIGuide(Guide):
 
     Args:
         model: trained.
+        way_out: what to do about words that it does not know.
     """
 
-    def __init__(self, model: MRICLIP) -> None:
+    def __init__(self, model: MRICLIP, way_out: str = "For everyday words take guide=clip or guide=conse") -> None:
         super().__init__()
+        self.way_out = way_out
         self.model = model
         self.size, self.dims = model.spec.size, int(model.hparams["dim"])
 
@@ -58,8 +60,7 @@ class MRIGuide(Guide):
         unheard, words = set(self.model.unheard(text)), captions.words(text)
         if not set(words) - unheard - _EMPTY:
             raise UserError(
-                f'"{text}": model=mri_clip knows none of these words; it knows {", ".join(self.words)}. For everyday '
-                "words take guide=clip or guide=conse"
+                f'"{text}": model=mri_clip knows none of these words; it knows {", ".join(self.words)}. {self.way_out}'
             )
         if unheard:
             strange = " and ".join(w for w in dict.fromkeys(words) if w in unheard)

@@ -22,8 +22,8 @@ PROTOCOL = (
     "histogram distance: Wasserstein-1 between the intensities on [0, 1] of all pixels of either set, in 256 bins; "
     "spectrum distance: mean absolute difference in dB of the sets' mean power, over rings of spatial frequency from 1 "
     "cycle per shorter side to half its pixels. Real against real: the same between halves that share no subject. "
-    "Intervals: 2.5 % to 97.5 % of a bootstrap of real images by subject and fake images one by one; distances cannot "
-    "fall below 0, so that it lies somewhat high"
+    "Intervals: the value and 1.96 standard deviations of a bootstrap, of real images by subject and fake images one "
+    "by one, to either side and not below 0 (its quantiles lie too high, since every resample adds to a distance)"
 )
 """Said beside both distances."""
 
@@ -128,8 +128,8 @@ def compared(
         seed: of the resamples.
 
     Returns:
-        "value"; "ci" [2.5 %, 97.5 %], None for fewer subjects or fakes than `LEAST_SUBJECTS`; "real_against_real", the
-        mean over the halves, or None.
+        "value"; "ci" as `PROTOCOL` says, None for fewer subjects or fakes than `LEAST_SUBJECTS`; "real_against_real",
+        the mean over the halves, or None.
     """
     between = [float(distance(real[a].mean(0), real[b].mean(0))) for a, b in halves]
     out: dict[str, Any] = {"value": float(distance(fake.mean(0), real.mean(0))), "ci": None,
@@ -143,5 +143,5 @@ def compared(
     drawn_real = rng.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
     sizes = np.bincount(groups).astype(np.float64)
     rows = (drawn_real @ sums_by_group(real, groups)) / (drawn_real @ sizes)[:, None]
-    values = distance(drawn_fake @ fake, rows)
-    return out | {"ci": [float(q) for q in np.quantile(values, [0.025, 0.975])]}
+    spread = 1.96 * float(np.std(distance(drawn_fake @ fake, rows), ddof=1))
+    return out | {"ci": [max(0.0, out["value"] - spread), out["value"] + spread]}

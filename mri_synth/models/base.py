@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning.pytorch as pl
@@ -218,6 +218,31 @@ class SynthModule(pl.LightningModule):
             (B,) int64, -1 where unknown; None for unconditional methods.
         """
         return conditions.known(self.hparams.get("condition", "none"), self.spec, batch)
+
+    def prompted(self, prompts: Sequence[str]) -> Tensor:
+        """Texts as what samples are conditioned on, of methods whose `sample` takes a `prompt`.
+
+        Args:
+            prompts: of a user.
+
+        Returns:
+            (n, D) float32 on the method's device.
+
+        Raises:
+            UserError: the method takes none, or does not know the words.
+        """
+        raise UserError(f"{type(self).__name__} takes no prompts")
+
+    def prompts(self, batch: Batch) -> list[str]:
+        """What one would ask for to get the images of a batch, of methods that take prompts.
+
+        Args:
+            batch: as the view offers it.
+
+        Returns:
+            One text each; empty of methods, and of models, that take none.
+        """
+        return []
 
     def prepare(self, data: MRIDataModule) -> None:
         """What is computed from the data once, before training: the codes of a first stage.

@@ -8,25 +8,29 @@ import torch
 from torch import Tensor
 
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.captioned import Captioned
 from mri_synth.data.views import Images, Labelled
 from mri_synth.errors import UserError
 
 Condition = Literal["none", "label", "contrast", "slice"]
+Worded = Literal["none", "label", "contrast", "slice", "text"]
+"""Of methods that can be asked in words, too."""
 
 
-def view(condition: Condition) -> type[Images]:
+def view(condition: Worded) -> type[Images]:
     """The view that a method with such a condition needs.
 
     Args:
         condition: what samples can be asked for.
 
     Returns:
-        Labelled images where it is the label.
+        Labelled images where it is the label, those with what is known of them where it is text.
     """
-    return Labelled if condition == "label" else Images
+    kinds: dict[str, type[Images]] = {"label": Labelled, "text": Captioned}
+    return kinds.get(condition, Images)
 
 
-def names(condition: Condition, spec: DataSpec) -> tuple[str, ...]:
+def names(condition: Worded, spec: DataSpec) -> tuple[str, ...]:
     """What samples can be asked for, in index order.
 
     Args:
@@ -34,7 +38,8 @@ def names(condition: Condition, spec: DataSpec) -> tuple[str, ...]:
         spec: of the data.
 
     Returns:
-        Labels; contrasts; or places such as "+20mm" along the axis of the plane; empty without a condition.
+        Labels; contrasts; or places such as "+20mm" along the axis of the plane; empty without a condition, and where
+        it is text.
 
     Raises:
         UserError: by slice, of data without places.
@@ -43,10 +48,10 @@ def names(condition: Condition, spec: DataSpec) -> tuple[str, ...]:
         raise UserError("model.condition=slice: these images have no place in a volume, being single pictures; "
                         "choose model.condition=none, label or contrast")  # fmt: skip
     places = tuple(f"{mm:+.4g}mm" for mm in spec.slices_mm)
-    return {"none": (), "label": spec.classes, "contrast": spec.contrasts, "slice": places}[condition]
+    return {"none": (), "text": (), "label": spec.classes, "contrast": spec.contrasts, "slice": places}[condition]
 
 
-def known(condition: Condition, spec: DataSpec, batch: Batch) -> Tensor | None:
+def known(condition: Worded, spec: DataSpec, batch: Batch) -> Tensor | None:
     """What the images of a batch are.
 
     Args:
@@ -55,9 +60,9 @@ def known(condition: Condition, spec: DataSpec, batch: Batch) -> Tensor | None:
         batch: its label, contrast or position is used.
 
     Returns:
-        (B,) int64 index into `names`, -1 where unknown; None without a condition. A slice is of the nearest place.
+        (B,) int64 index into `names`, -1 where unknown; None without names. A slice is of the nearest place.
     """
-    if condition == "none":
+    if condition in ("none", "text"):
         return None
     if condition == "label":
         return batch.label

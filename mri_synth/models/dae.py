@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -77,15 +78,26 @@ class DAE(SynthModule):
         """Squared error of the image without what was put into it, and the share of that which is left in it.
 
         `left = sum (x_hat - x)^2 / sum (x' - x)^2` over a batch, x' the image with foreign structures: 1 when nothing
-        is taken off, 0 when all is and nothing else. In evaluation an item has the same structures every time.
+        is taken off, 0 when all is and nothing else; in evaluation over all items, each with the same structures every
+        time.
         """
         x = batch.image
         seed, when = (self.seed, self.global_step) if self.training else (_FIXED, _EVALUATION)
         seen = foreign_structures(x, self.hparams["structures"], seed, when, batch.index)
         x_hat = seen - self.network(seen)
-        left = (x_hat.detach() - x).square().sum() / (seen - x).square().sum().clamp(min=1e-6)
+        put_in = (seen - x).square().sum().clamp(min=1e-6)
+        left = (x_hat.detach() - x).square().sum() / put_in
+        if not self.training:
+            self._left = left, float(put_in)
         error = mse(x_hat, x).mean()
         return {"loss": error, "mse": error, "left": left}
+
+    def _log_losses(self, batch: Batch, split: str, but: Collection[str]) -> None:
+        """A batch counts by what was put into its images, so that `left` is that of all whatever the batches are."""
+        super()._log_losses(batch, split, {*but, "left"})
+        left, put_in = self._left
+        weight: Any = put_in
+        self.log(f"{split}/left", left, batch_size=weight, sync_dist=True)
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """The image without what seems foreign to it."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.lesions import Lesions
 from mri_synth.data.prepare import FOREGROUND
-from mri_synth.data.views import Images, Lesions
+from mri_synth.data.views import Images
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
 from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR

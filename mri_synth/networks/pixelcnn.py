@@ -3,7 +3,7 @@
 Source: van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders" (arXiv:1606.05328): vertical
 and horizontal stack (section 2.2, no blind spot), gated units (eq. 2), class-conditional biases (eq. 4). Ours beside
 it: residuals in the vertical stack too (as PixelCNN++, arXiv:1701.05517), a learned embedding of the position, all
-gates' outputs joined in the head.
+gates' outputs joined in the head; and vectors in the place of classes, such as embeddings of texts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from mri_synth.losses.code import linear_nll
 from mri_synth.networks.pixelcnn_ops import columns, gate
+
+RANK = 8
+"""Patterns of position that a vector mixes; classes have one each."""
 
 
 class GatedLayer(nn.Module):
@@ -80,10 +83,12 @@ class GatedPixelCNN(nn.Module):
         kernel_size: of all layers but the first, odd.
         first_kernel: of the first layer, odd.
         hidden: channels of the output head.
-        conditions: number of classes that a grid may be conditioned on; 0 builds no condition.
+        conditions: number of classes that a grid may be conditioned on; 0 builds no such condition.
+        vectors: length of the vectors that it may be conditioned on instead; all zero is unknown; 0: none.
         dropout: share of the gates' output channels that are dropped in training, whole channels of a grid.
         position: (rows, columns) of the only grid size that the network is for, which then has an embedding of the
-            position, and one more for every class, added to it; None serves any size and treats all positions alike.
+            position, and one more for every class, added to it, or mixed by a vector; None serves any size and treats
+            all positions alike.
 
     Raises:
         ValueError: an even kernel, a size too small, or dropout outside [0, 1).
@@ -98,6 +103,7 @@ class GatedPixelCNN(nn.Module):
         first_kernel: int = 5,
         hidden: int = 128,
         conditions: int = 0,
+        vectors: int = 0,
         dropout: float = 0.0,
         position: tuple[int, int] | None = None,
     ) -> None:
@@ -107,6 +113,8 @@ class GatedPixelCNN(nn.Module):
             raise ValueError(f"codebook_size, channels, layers, hidden must be at least 1, conditions 0, got {sizes}")
         if any(k < 3 or k % 2 == 0 for k in (kernel_size, first_kernel)):
             raise ValueError(f"kernel_size and first_kernel must be odd, at least 3, got {kernel_size}, {first_kernel}")
+        if vectors < 0 or (vectors and conditions):
+            raise ValueError(f"vectors must be at least 0, and 0 beside conditions, got {vectors} and {conditions}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.codebook_size, self.channels, self.conditions, self.dropout = codebook_size, channels, conditions, dropout
@@ -116,10 +124,17 @@ class GatedPixelCNN(nn.Module):
         self.layers = nn.ModuleList(GatedLayer(channels, k, n == 0, n == layers - 1) for n, k in enumerate(kernels))
         self.mix = nn.Linear(layers * channels, hidden)
         self.logits = nn.Linear(hidden, codebook_size)
-        self.condition = nn.Embedding(conditions + 1, layers * 4 * channels) if conditions else None  # last: unknown
+        self.condition: nn.Embedding | nn.Linear | None = None
+        if conditions:
+            self.condition = nn.Embedding(conditions + 1, layers * 4 * channels)  # last: unknown
+        elif vectors:
+            self.condition = nn.Linear(vectors, layers * 4 * channels)
+            nn.init.zeros_(self.condition.bias)
+        patterns = RANK if vectors else conditions
+        self.mixture = nn.Linear(vectors, RANK, bias=False) if position and vectors else None
         self.position = nn.Parameter(torch.empty(*position, 2 * channels + hidden)) if position else None
-        both = position and conditions
-        self.places = nn.Parameter(torch.zeros(conditions, *self.position.shape)) if both else None  # type: ignore[union-attr]
+        both = position and patterns
+        self.places = nn.Parameter(torch.zeros(patterns, *self.position.shape)) if both else None  # type: ignore[union-attr]
         if self.condition is not None:
             nn.init.zeros_(self.condition.weight)
         if self.position is not None:
@@ -135,7 +150,8 @@ class GatedPixelCNN(nn.Module):
 
         Args:
             codes: (B, h, w) int64 in [0, codebook_size).
-            condition: (B,) int64 in [-1, conditions), -1 where unknown; None: all unknown.
+            condition: (B,) int64 in [-1, conditions), -1 where unknown; or (B, vectors), 0 where unknown; None: all
+                unknown.
             noise: (B, draws) uniform in [0, 1), the numbers that decide dropout in training; None draws them from
                 the global generator. Without dropout or in evaluation it is not used.
 
@@ -144,8 +160,8 @@ class GatedPixelCNN(nn.Module):
             memory the K numbers of a position lie together.
 
         Raises:
-            ValueError: the grid is not of the size the network's position embedding is for, or a condition is given
-                to a network without.
+            ValueError: the grid is not of the size the network's position embedding is for, or the condition is not
+                of the network's kind.
         """
         logits: Tensor = self.logits(self._features(codes, condition, noise))
         return logits.float().permute(0, 3, 1, 2)
@@ -176,9 +192,13 @@ class GatedPixelCNN(nn.Module):
         return [layer for layer in self.layers if isinstance(layer, GatedLayer)]
 
     def biases(self, condition: Tensor | None, batch: int) -> Tensor | None:
-        """(B, layers, 4 * channels) of a condition (B,), -1 or None where unknown; None without conditions."""
+        """(B, layers, 4 * channels) of a condition, unknown where it is None; None without conditions."""
         if self.condition is None:
             return None
+        if isinstance(self.condition, nn.Linear):
+            weight, bias = self.condition.weight, self.condition.bias
+            z = weight.new_zeros(batch, weight.shape[1]) if condition is None else condition
+            return F.linear(z, weight.to(z.dtype), bias.to(z.dtype)).view(batch, len(self.layers), -1)
         if condition is None:
             condition = torch.full((batch,), -1, device=self.condition.weight.device)
         known = torch.where(condition < 0, self.conditions, condition)
@@ -186,9 +206,13 @@ class GatedPixelCNN(nn.Module):
         return biases.view(batch, len(self.layers), -1)
 
     def place(self, condition: Tensor | None) -> Tensor | None:
-        """Embedding of the position (1 or B, rows, columns, 2 * channels + hidden) under a condition (B,) or None."""
+        """Embedding of the position (1 or B, rows, columns, 2 * channels + hidden) under a condition or None."""
         if self.position is None or self.places is None or condition is None:
             return None if self.position is None else self.position[None]
+        if self.mixture is not None:
+            shares = F.linear(condition, self.mixture.weight.to(condition.dtype))
+            mixed = shares @ self.places.flatten(1).to(shares.dtype)
+            return self.position + mixed.view(-1, *self.position.shape)
         own = F.embedding(condition.clamp(min=0), self.places.flatten(1)).view(-1, *self.position.shape)
         return self.position + own * (condition >= 0).view(-1, 1, 1, 1)
 
@@ -205,4 +229,20 @@ class GatedPixelCNN(nn.Module):
         if self.grid is not None and tuple(shape) != self.grid:
             raise ValueError(f"grid of codes is {tuple(shape)}, but the network's position is for {self.grid}")
         if condition is not None and self.condition is None:
-            raise ValueError("a condition was given to a network built with conditions=0")
+            raise ValueError("a condition was given to a network built with conditions=0 and vectors=0")
+        vectors = self.condition.in_features if isinstance(self.condition, nn.Linear) else None
+        if condition is not None and (vectors is not None) != condition.is_floating_point():
+            wants = f"vectors of {vectors} numbers" if vectors else "whole numbers, of classes"
+            raise ValueError(f"the network is conditioned on {wants}, got {condition.dtype} {tuple(condition.shape)}")
+
+
+def unknown(condition: Tensor) -> Tensor:
+    """The condition of which nothing is known.
+
+    Args:
+        condition: (B,) int64 of classes, or (B, D) vectors.
+
+    Returns:
+        The same shape: -1, or 0.
+    """
+    return torch.zeros_like(condition) if condition.is_floating_point() else torch.full_like(condition, -1)

@@ -27,7 +27,7 @@ class Cache:
         network: whose weights are packed here, once.
         batch: B, number of grids.
         width: columns of a grid.
-        condition: (B,) int64, or None.
+        condition: (B,) int64 or (B, D) vectors, or None.
         dtype: of all arithmetic.
     """
 
@@ -37,6 +37,8 @@ class Cache:
         c, hidden, depth = network.channels, network.mix.out_features, len(network.layers)
         self.embedding = network.embedding.weight.to(dtype)
         make = self.embedding.new_zeros
+        if condition is not None and condition.is_floating_point():
+            condition = condition.to(dtype)
         place = network.place(condition)
         place = make(1, 1, width, 2 * c + hidden) if place is None else place.to(dtype)
         self.position = place.movedim(0, 2)  # rows, columns, 1 or B, channels

@@ -1,4 +1,4 @@
-"""Files of the safetensors format, read and written without its package: lengths, a header in JSON, and plain numbers."""
+"""Files of the safetensors format, without its package: lengths, a header in JSON, and plain numbers."""
 
 from __future__ import annotations
 
