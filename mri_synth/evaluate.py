@@ -31,6 +31,7 @@ from mri_synth.weights import find
 log = logging.getLogger(__name__)
 
 RECORD, PAGE, FILES = "evaluation.json", "evaluation.html", "files.csv"
+PICTURES = ("real", "fake", "nearest_features", "nearest_pixels", "copies")
 SHOWN = 24
 
 
@@ -89,6 +90,7 @@ def evaluate(
             raise UserError(f"{word}={number}: allowed: a whole number from {least} on")
     forget_peak_memory()
     began = time.monotonic()
+    _check_place(output, (real, fake, train or ""))
     networks, said = _spaces(features, device)
     folder = create(output)
     how = Reading(output=folder, size=size, plane=plane, scaling=intensity, n=n, at_most=at_most, seed=seed,  # type: ignore[arg-type]
@@ -132,6 +134,22 @@ def evaluate(
     return results
 
 
+def _check_place(output: Path, words: Sequence[str]) -> None:
+    """Refuse a folder whose files would be replaced or deleted and are not of an evaluation."""
+    own = (PAGE, FILES, RECORD, *(f"pictures/{name}.png" for name in PICTURES))
+    there = [name for name in own if (output / name).exists()]
+    try:
+        ours = "verdicts" in json.loads((output / RECORD).read_text())
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if there and not ours:
+        raise UserError(f"-o {output}: {there[0]} is there and would be replaced, and no {RECORD} says that it is of "
+                        "an evaluation; give another folder, or move it away")  # fmt: skip
+    if inside := [w for w in words if w and Path(w).expanduser().resolve() == (output / "pictures").resolve()]:
+        raise UserError(f"-o {output}: pictures of the results would be written among the images of {inside[0]}; give "
+                        "another folder")  # fmt: skip
+
+
 def _spaces(words: Sequence[str], device: str) -> tuple[list[Features], list[str]]:
     """The feature spaces, and what must be said of the choice."""
     found, said, place = [], [], device_of(device)
@@ -156,15 +174,17 @@ def _vectors(sets: dict[str, ImageSet], space: Features, batch_size: int) -> dic
 
 
 def _write(folder: Path, sets: dict[str, ImageSet], results: dict[str, Any]) -> None:
-    """Pictures, table of files, record and page."""
+    """Record, pictures, table of files and page: the first says whose folder it is, if the others are cut short."""
+    write_text(folder / RECORD, json.dumps(_finite(results), indent=2, default=str) + "\n")
     pictures = folder / "pictures"
     simulated = " · SIMULATED" if results["simulated"] else ""
     for role in ("real", "fake"):
         one = sets[role]
         some = np.unique(np.linspace(0, len(one) - 1, SHOWN).astype(int)).tolist()
         title = f"{role}: {len(some)} of {len(one)} images{simulated}"
-        drawing.save(drawing.grid(one.images(some), title, columns=8), pictures / f"{role}.png")
-    for name in ("nearest_features", "nearest_pixels", "copies"):  # of an evaluation before, with another training set
+        sign = "" if role == "real" and not one.about.get("simulated") else drawing.SIGN
+        drawing.save(drawing.grid(one.images(some), title, columns=8), pictures / f"{role}.png", sign)
+    for name in PICTURES[2:]:  # of an evaluation before, with another training set
         (pictures / f"{name}.png").unlink(missing_ok=True)
     if found := results.get("memorisation"):
         for space in ("features", "pixels"):
@@ -178,7 +198,6 @@ def _write(folder: Path, sets: dict[str, ImageSet], results: dict[str, Any]) -> 
         writer = csv.writer(file)
         writer.writerow(["set", "path", "sha256", "images"])
         writer.writerows(tables(list(sets.values())))
-    write_text(folder / RECORD, json.dumps(_finite(results), indent=2, default=str) + "\n")
     html.write(build(results, folder), folder / PAGE)
 
 

@@ -20,6 +20,8 @@ from mri_synth.weights import find
 
 log = logging.getLogger(__name__)
 
+MOST = 4000
+"""Images of a set that figures by subject look at, for memory."""
 POOL = (
     "all images of REAL; for real against real they are parted, at random and several times, into halves that share no "
     "subject (images whose subject is unknown count as subjects of their own, so that slices of one person may then "
@@ -28,7 +30,7 @@ POOL = (
 BY_SUBJECT = (
     "of each real subject the share of its images that have a fake within the distance of their own k-th nearest real "
     "image (coverage), of each fake subject the share of its images within that distance of some real one (precision), "
-    "over all images"
+    "over all images; of a set of more than 4,000 over so many that are drawn at random by the seed"
 )
 
 
@@ -106,7 +108,7 @@ def compare(
             "fid": _fid(trials)
             | {"all": {"value": frechet.frechet_distance(x, y), "n_fake": len(x), "n_real": len(y)}},
             "prdc": _prdc(trials, k),
-            **by_subject(fake, real, vectors, k),
+            **by_subject(fake, real, vectors, k, MOST, seed),
             "distributions": distributions.features(y, x, seed=seed),
         }
     notes = []
@@ -118,6 +120,8 @@ def compare(
     if not any(real.subjects):
         notes.append("whose the real images are is not known: slices of one person may be in both halves, so that real "
                      "against real is too low; a table subjects.csv (file,subject) in the folder says it")  # fmt: skip
+    notes += [f"figures by subject are of {MOST:,} of the {len(v):,} {role} images, drawn at random by the seed"
+              for role, v in vectors.items() if role != "train" and len(v) > MOST]  # fmt: skip
     return figures | {
         "features": {"name": space.name, "hash": space.hash, "dim": space.dim},
         "pool": "REAL", "n": count, "draws": len(trials), "seed": seed,
@@ -128,7 +132,9 @@ def compare(
     }  # fmt: skip
 
 
-def by_subject(fake: ImageSet, real: ImageSet, vectors: dict[str, Array], k: int, most: int = 4000) -> dict[str, Any]:
+def by_subject(
+    fake: ImageSet, real: ImageSet, vectors: dict[str, Array], k: int, most: int = MOST, seed: int = 0
+) -> dict[str, Any]:
     """Whom the fakes miss: coverage of each real subject, and precision of each fake one, where names say whose.
 
     Args:
@@ -136,13 +142,16 @@ def by_subject(fake: ImageSet, real: ImageSet, vectors: dict[str, Array], k: int
         real: images that were measured.
         vectors: "fake" and "real", (N, D) features.
         k: as in `compare`.
-        most: images of a set that are looked at, for memory.
+        most: images of a set that are looked at, drawn at random.
+        seed: of the draw.
 
     Returns:
         "shares": over all images "covered" and "precise"; "by_subject": "real" and "fake", rows of subject, images,
         share, the lowest share first, or None where subjects are unknown.
     """
-    x, y = vectors["fake"][:most], vectors["real"][:most]
+    some = {role: np.sort(np.random.default_rng([seed, 12]).permutation(len(vectors[role]))[:most])
+            for role in ("fake", "real")}  # fmt: skip
+    x, y = vectors["fake"][some["fake"]], vectors["real"][some["real"]]
     k = min(k, len(y) - 1)
     radius = _radii(y, k)
     covered, inside = np.zeros(len(y), bool), np.zeros(len(x), bool)
@@ -150,7 +159,7 @@ def by_subject(fake: ImageSet, real: ImageSet, vectors: dict[str, Array], k: int
         near = prdc.squared_distances(x[start : start + 512], y) <= radius[None] * (1 + 1e-9)
         covered |= near.any(0)
         inside[start : start + 512] = near.any(1)
-    rows = {"real": _shares(real.subjects[:most], covered), "fake": _shares(fake.subjects[:most], inside)}
+    rows = {"real": _shares(real.subjects[some["real"]], covered), "fake": _shares(fake.subjects[some["fake"]], inside)}
     return {"shares": {"covered": float(covered.mean()), "precise": float(inside.mean())}, "by_subject": rows}
 
 

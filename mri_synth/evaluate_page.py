@@ -39,12 +39,18 @@ def verdicts(results: Mapping[str, Any]) -> list[str]:
                    f"({fid['real_against_real']:.4g}).")  # fmt: skip
     if found:
         rate, ci = found["features"]["copy_rate"], found["features"]["copy_rate_ci"]
-        said = " or near ones" if not found["copies"] else ""
+        said = "see the copies." if found["copies"] else f"no copies or near ones were found{_among(results)}."
         out.append(f"Copy rate {rate:.3f}{f' ({_ci(ci)})' if ci else ''}: 0.5 without memorisation; "
-                   + ("see the copies." if found["copies"] else f"no copies{said} were found."))  # fmt: skip
+                   + said)  # fmt: skip
     else:
         out.append("Nothing is said of memorisation: no training set was given (--train).")
     return out
+
+
+def _among(results: Mapping[str, Any]) -> str:
+    """How much of the training set was looked at, where that is a part."""
+    train = results["sets"]["train"]
+    return f" among {train['images']:,} of {train['of']:,} training images (--at-most)" if train.get("of") else ""
 
 
 def _twins(results: Mapping[str, Any]) -> str:
@@ -79,7 +85,7 @@ def build(results: Mapping[str, Any], folder: Path) -> str:
     parts.append(html.section("The images", *(html.figure(pictures / f"{r}.png", _of(found["sets"][r])) for r in
                                               ("real", "fake"))))  # fmt: skip
     parts += (
-        [html.section("Memorisation", *_memorisation(found["memorisation"], pictures))]
+        [html.section("Memorisation", *_memorisation(found["memorisation"], pictures, _among(found)))]
         if "memorisation" in found
         else []
     )
@@ -136,7 +142,7 @@ def _looks(looks: Mapping[str, Any]) -> list[Html]:
     return [html.side_by_side(*drawn), html.paragraph(said)]
 
 
-def _memorisation(found: Mapping[str, Any], pictures: Path) -> list[Html]:
+def _memorisation(found: Mapping[str, Any], pictures: Path, among: str) -> list[Html]:
     rows: list[list[object]] = []
     for space in ("features", "pixels"):
         one = found[space]
@@ -154,7 +160,7 @@ def _memorisation(found: Mapping[str, Any], pictures: Path) -> list[Html]:
                   html.table(["fake", "training image", "found by", "distance in pixels"], listed),
                   html.figure(pictures / "copies.png", "copies of training images")]  # fmt: skip
     else:
-        parts.append(html.paragraph("No fake is a training image, or all but one."))
+        parts.append(html.paragraph(f"No fake is a training image, or all but one{among}."))
     parts += [html.figure(pictures / f"nearest_{s}.png", f"the fakes nearest to a training image, by {s}")
               for s in ("features", "pixels")]  # fmt: skip
     return [*parts, html.details("How this is measured", html.facts(dict(found["protocol"])))]

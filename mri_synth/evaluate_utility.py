@@ -34,7 +34,8 @@ PROTOCOL = (
     f"train on synthetic, test on real (Esteban et al. 2017): classifiers of four halvings, {SEEDS} of each row with "
     f"other starts and orders, {STEPS} steps of {BATCH} images each, Adam {RATE}, flips, shifts and gain, no choice of "
     "a step; every training set has equally many images of each class; every class counts alike. Real images for "
-    "training are TRAIN's where it has the classes, else one half of REAL's subjects, and the other half is tested on"
+    "training are TRAIN's where it has the classes, else one half of REAL's subjects, and the other half is tested on; "
+    "no image is tested on that is trained on, or whose subject is"
 )
 """Said beside the table."""
 
@@ -64,11 +65,18 @@ def utility(sets: dict[str, ImageSet], judged: dict[str, Any], simulated: bool, 
     else:
         pool, test = halves(owners(real), 1, seed)[0]
         source = real
-    budget = [(source.labels[pool] == c).sum() for c in names] + [(fake.labels == c).sum() for c in names]
-    n, tests = min(MOST, int(min(budget))), [(real.labels[test] == c).sum() for c in names]
-    if n < LEAST or min(tests) < LEAST:
+    test, notes = _unseen(real, test, source, pool)
+    budget = {f"{c} in {s.role.upper()}": int((s.labels[at] == c).sum())
+              for s, at in ((source, pool), (fake, np.arange(len(fake)))) for c in names}  # fmt: skip
+    tests = {f"{c} in REAL": int((real.labels[test] == c).sum()) for c in names}
+    n = min(MOST, *budget.values())
+    if n < LEAST or min(tests.values()) < LEAST:
+        few = [f"{name} {word}" for found, word in ((budget, "to train on"), (tests, "to test on"))
+               for name, count in found.items() if count < LEAST]  # fmt: skip
+        halved = "" if source is not real else ", or training images of these classes by --train"
         return {"missing": f"no utility: at least {LEAST} images of each class are needed to train on and to test on; "
-                           f"there are {n} and {min(tests)}"}  # fmt: skip
+                           f"there are {n} and {min(tests.values())}. Give more of {', '.join(few)}{halved}"
+                           + "".join(f". {note}" for note in notes)}  # fmt: skip
     chosen = {"real": _drawn(source, pool, names, n, seed), "fake": _drawn(fake, np.arange(len(fake)), names, n, seed)}
     held = np.setdiff1d(np.arange(len(fake)), chosen["fake"])[: 4 * MOST]
     own = {role: _set(s, chosen[role], names) for role, s in (("real", source), ("fake", fake))}
@@ -89,13 +97,29 @@ def utility(sets: dict[str, ImageSet], judged: dict[str, Any], simulated: bool, 
             by_seed[row.name] = ((accuracy(logits, torch.zeros_like(group)).mean(1) + fakes) / 2).tolist()
             continue
         counts = torch.bincount(group, minlength=len(names))
-        weighted = accuracy(logits, group) * (len(group) / (len(names) * counts))[group]
-        by_seed[row.name], right[row.name] = weighted.mean(1).tolist(), weighted.mean(0).double().numpy()
+        correct = accuracy(logits, group)
+        by_seed[row.name] = (correct * (len(group) / (len(names) * counts))[group]).mean(1).tolist()
+        right[row.name] = correct.mean(0).double().numpy()
     about = {"n_per_class": n, "style_steps": 0, "style_content": "real", "published": {}, "groups": names,
              "space": judged["features"]["name"], "simulated": simulated}  # fmt: skip
     kids = {"fake": [judged["kid"]["value"], judged["kid"]["ci"]]}
-    made = table(listed, by_seed, right, owners(real)[kept].tolist(), kids, about)
-    return made | {"protocol": PROTOCOL, "n_per_class": n, "test_images": len(kept)}
+    groups = np.asarray([names.index(c) for c in real.labels[kept]])
+    made = table(listed, by_seed, right, groups, owners(real)[kept].tolist(), kids, about)
+    return made | {"notes": [*notes, *made["notes"]], "protocol": PROTOCOL, "n_per_class": n, "test_images": len(kept)}
+
+
+def _unseen(
+    real: ImageSet, test: NDArray[np.int64], source: ImageSet, pool: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Those of the test's images that are not trained on, nor another image of their subject; how many are left out."""
+    people = {str(s) for s in source.subjects[pool] if s}
+    known = np.isin(real.hashes[test], source.hashes[pool])
+    known |= np.array([str(s) in people for s in real.subjects[test]], bool)
+    if not known.any():
+        return test, []
+    whose = "TRAIN" if source is not real else "the half that is trained on"
+    return test[~known], [f"{known.sum()} of {len(test)} images of REAL are left out of the test: they, or images of "
+                          f"their subjects, are in {whose}."]  # fmt: skip
 
 
 def _drawn(images: ImageSet, among: NDArray[np.int64], names: list[str], n: int, seed: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import time
@@ -19,6 +20,7 @@ from mri_synth.callbacks import loggers
 from mri_synth.callbacks.judging import Judging
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.split import write_manifest
+from mri_synth.errors import UserError
 from mri_synth.judgement import sampled, spaces
 from mri_synth.metrics.diversity import ms_ssim
 from mri_synth.metrics.kid import kid
@@ -55,8 +57,6 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         spaces(config["features"], "cpu")  # what is asked for and not here ends it before the training
     about = describe_run(config, data, model, trainer)
     if trainer.is_global_zero:
-        if config["task"] == "fit" and not config["resume"]:
-            outputs.clear_training(folder, config["init_from"])
         write_manifest(folder / "split.csv", data.manifest)
         outputs.write_results(folder, about | {"status": "started"})
         loggers.describe(trainer.loggers, about)
@@ -73,6 +73,8 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
     warn_of_other_data(content, data)
     overlap = trained_on_test(content, data, [config["init_from"]] if config["init_from"] else [])
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    if config["resume"] and not metrics:  # it was killed when nothing but the test was left to do
+        metrics = _last_validation(folder / "metrics.csv")
     if config["task"] == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
         metrics[f"best/{model.monitor[0]}"] = content["callbacks"]["Checkpoints"]["best"]
     details: dict[str, Any] = {}
@@ -94,7 +96,7 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         generation = sampled(model, data, folder, config["samples"], config["features"]) if judges else {}
         if name == "test/kid" and "kid" in generation:
             metrics[name] = generation["kid"]["value"]
-        concluded = model.conclude(data) if details else {}
+        concluded = _concluded(model, data) if details else {}
         about["explanations"] |= judged_in_training(trainer)
         throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
         outputs.write_results(folder, about | {
@@ -115,6 +117,25 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
         log.info("%s\nreport: %s", f"test/ssim {test:.4f}" if test is not None else "", report)
         loggers.summarise(trainer.loggers, metrics)
     return metrics.get(name)
+
+
+def _last_validation(path: Path) -> dict[str, float]:
+    """The last value of each val/... in the curves of a run."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 4]
+    return {name: float(value) for _, _, name, value in rows if name.startswith("val/")}
+
+
+def _concluded(model: SynthModule, data: MRIDataModule) -> dict[str, Any]:
+    """The comparison of a method that makes one; if it fails, the results of the training are not lost."""
+    try:
+        return model.conclude(data)
+    except UserError as error:
+        model.alarms.append(f"no comparison: {error}")
+        log.warning(model.alarms[-1])
+        return {}
 
 
 def judged_in_training(trainer: pl.Trainer) -> dict[str, str]:
@@ -152,6 +173,9 @@ def trained_on_test(content: dict[str, Any], data: MRIDataModule, others: Sequen
         stage = content["hyper_parameters"].get(key)
         if isinstance(stage, dict):  # a record; of clip_guided the guide's kind
             known.append((f"its {key.replace('_', ' ')}", stage))
+    generators = content["hyper_parameters"].get("generators")
+    for name, path in generators.items() if isinstance(generators, dict) else ():
+        known.append((f"the generator {name}", read_checkpoint(Path(path))["mri_synth"]))
     for name, about in known:
         if both := test & set(about.get("trained_on", [])):
             found.append(f"{len(both)} of {len(test)} test files were training files of {name}: the test scores are "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 import time
@@ -22,21 +23,29 @@ from mri_synth import __version__, outputs
 from mri_synth.data.names import ENVIRONMENT
 from mri_synth.errors import UserError
 
+log = logging.getLogger(__name__)
+
 NOTE = "identity.json"
 LOCK = ".running"
 State = Literal["running", "finished", "failed", "stopped"]
 WITHOUT = frozenset({
-    "resume", "rerun", "logger", "data.root", "data.cache", "data.workers", "trainer.accelerator", "trainer.devices",
-    "trainer.num_nodes", "trainer.strategy", "trainer.progress", "trainer.checkpoint_every_steps",
+    "resume", "rerun", "logger", "data.root", "data.cache", "data.workers", "trainer.accelerator", "trainer.strategy",
+    "trainer.progress", "trainer.checkpoint_every_steps",
 })  # fmt: skip
 """Keys that say where and on what a job runs, and what is shown of it meanwhile; every other one is part of it."""
+PROCESSES = frozenset({"trainer.devices", "trainer.num_nodes"})
+"""Of these the product counts: data.batch_size is of one process, so that it decides the batch of a step."""
+QUIET = 600.0
+"""Seconds without a change in its folder after which a run counts as dead, where no lock can tell."""
 
 
 def parts(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a job's result: every key but those of `WITHOUT`, the data's files and the package's version.
 
-    A value that names a file, such as a first stage's checkpoint, counts by the file's content, and the data by the
-    names, sizes and times of the files below their root: wherever they lie.
+    A value that names a file, such as a first stage's checkpoint, counts by the file's content. Devices and nodes
+    count by how many processes they ask for. The data count by the names, sizes and modification times of the files
+    below their root: a copy that keeps the times (`cp -p`, `rsync -a`) is the same data wherever it lies, one that
+    does not makes other jobs, and so does a file that was touched.
 
     Args:
         config: of the run, plain values, without `hydra`.
@@ -49,9 +58,29 @@ def parts(config: Mapping[str, Any]) -> dict[str, Any]:
         if key in WITHOUT:
             continue
         if isinstance(value, Mapping):
-            value = {k: v for k, v in value.items() if f"{key}.{k}" not in WITHOUT}
+            value = {k: v for k, v in value.items() if f"{key}.{k}" not in WITHOUT | PROCESSES}
         root[key] = _by_content(value)
-    return root | {"files": files_below(data_root(config.get("data") or {})), "version": __version__}
+    return root | {"processes": _processes(config.get("trainer") or {}),
+                   "files": files_below(data_root(config.get("data") or {})), "version": __version__}  # fmt: skip
+
+
+def _processes(section: Mapping[str, Any]) -> int | str:
+    """How many processes the configuration's `trainer` asks for; "auto" is as many as the machine has devices."""
+    devices, nodes = section.get("devices", "auto"), section.get("num_nodes", 1)
+    return devices * nodes if isinstance(devices, int) and isinstance(nodes, int) else f"{devices} x {nodes}"
+
+
+def placing(words: Iterable[str]) -> list[str]:
+    """The words that say where and on what a job runs: those typed now hold also for a job that goes on.
+
+    Args:
+        words: that compose it.
+
+    Returns:
+        Some of them, in their order.
+    """
+    keys = (WITHOUT | PROCESSES) - {"resume", "rerun", "logger"}
+    return [w for w in words if w.lstrip("+").partition("=")[0] in keys]
 
 
 def identity(config: Mapping[str, Any]) -> str:
@@ -104,6 +133,32 @@ def files_below(root: Path | None) -> str:
     """
     if root is None:
         return ""
+    if _FILES is None:
+        return _look_below(root)
+    if root not in _FILES:
+        _FILES[root] = _look_below(root)
+    return _FILES[root]
+
+
+_FILES: dict[Path, str] | None = None
+
+
+@contextmanager
+def files_remembered() -> Iterator[None]:
+    """While this lasts, `files_below` looks through each root once, however many jobs name it.
+
+    Yields:
+        Nothing.
+    """
+    global _FILES
+    before, _FILES = _FILES, {}
+    try:
+        yield
+    finally:
+        _FILES = before
+
+
+def _look_below(root: Path) -> str:
     lines = []
     for folder, below, names in os.walk(root):
         below[:] = [name for name in below if not name.startswith(".")]
@@ -210,7 +265,7 @@ def note(folder: Path, config: Mapping[str, Any], state: State, **more: Any) -> 
     if config.get("resume"):  # the weights it once started from are in its own checkpoint
         found["init_from"] = (before.get("parts") or {}).get("init_from")
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    times = {"began": before.get("began", now), "changed": now, "host": socket.gethostname()}
+    times = {"began": before.get("began", now), "changed": now, "host": socket.gethostname(), "slurm": _slurm()}
     content = {"identity": digest(found), "state": state, **times, **more, "parts": found}
     outputs.write_text(folder / NOTE, json.dumps({**before, **content}, indent=2, default=str) + "\n")
 
@@ -253,34 +308,107 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is at it.
     """
-    # a file server may keep the lock of a machine that failed for a while; Slurm has queued its job again by then
-    end = time.monotonic() + (180 if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else 0)
-    with (folder / LOCK).open("a") as file:
-        while not _locked(file):
-            if time.monotonic() >= end:
-                raise UserError(f"{folder}: another process is running this job now; wait for it, or stop it first")
-            time.sleep(1)
+    # a file server may keep the lock of a machine that failed for a while; Slurm has queued its job again by then.
+    # Two seconds are for those who only look (`is_held`), or have just ended
+    end = time.monotonic() + (180 if _restarted() else 2)
+    path = folder / LOCK
+    while (file := _hold(path)) is None:
+        if time.monotonic() >= end:
+            raise UserError(f"{folder}: another process is running this job now; wait for it, or stop it first")
+        time.sleep(0.2)
+    with file:
         try:
             yield
         finally:
-            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                if _still(file, path):  # and still locked: whoever waits for this file sees that it is gone
+                    path.unlink()
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process is running in the folder now."""
+    """Whether a process is running in the folder now: its lock tells.
+
+    Some file systems know no locks, or only those of one machine. Where there are none, and of a run that another
+    machine noted as running, it is taken for alive while anything it writes changed within the last `QUIET` seconds;
+    that is logged.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        True where it is, or may be.
+    """
     try:
-        with (folder / LOCK).open("r") as file:
-            return not _locked(file)
+        with (folder / LOCK).open() as file:
+            free = _locked(file, fcntl.LOCK_SH)  # shared: two who look at once do not meet
+    except FileNotFoundError:
+        return False
     except OSError:
+        free = None
+    if free is False:
+        return True
+    try:
+        said = json.loads((folder / NOTE).read_text())
+        state, host, job = said["state"], said.get("host"), said.get("slurm")
+    except (OSError, ValueError, KeyError, TypeError):
+        state, host, job = "running", None, None
+    if state != "running" or (free and host in (None, socket.gethostname())):
+        return False
+    if _restarted() and job is not None and job == _slurm():  # noted by this very job, on a machine that failed
+        return False
+    seconds = time.time() - _changed(folder)
+    if seconds >= QUIET:
+        return False
+    log.warning("%s: counts as running: it changed %.0f s ago%s, and its lock cannot tell from here; if it was killed, "
+                "give the command again when nothing changed there for %.0f minutes", os.path.relpath(folder),
+                max(seconds, 0.0), f", noted by {host}" if host else "", QUIET / 60)  # fmt: skip
+    return True
+
+
+def _slurm() -> str | None:
+    """Slurm's number of this job, which it keeps when it is queued again."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _restarted() -> bool:
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def _changed(folder: Path) -> float:
+    """When anything that a run writes changed last; Hydra writes into a folder before it is known what is in it."""
+    latest = 0.0
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            if name == LOCK or not (name.startswith(".") or name.endswith(".log")):
+                with suppress(OSError):
+                    latest = max(latest, Path(place, name).stat().st_mtime)
+    return latest
+
+
+def _hold(path: Path) -> IO[str] | None:
+    """The file, locked; None where another has it. Where the file system knows no locks it is had by all."""
+    file = path.open("a")
+    if _locked(file, fcntl.LOCK_EX) is not False and _still(file, path):
+        return file
+    file.close()
+    return None
+
+
+def _still(file: IO[str], path: Path) -> bool:
+    """Whether the file is the one of this name: who had its lock before removed it, and another may have come."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
         return False
 
 
-def _locked(file: IO[str]) -> bool:
-    """Whether this process has the lock now; True where the file system knows no locks."""
+def _locked(file: IO[str], how: int) -> bool | None:
+    """Whether this process has the lock now; None where the file system knows no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        pass
+        return None
     return True

@@ -153,6 +153,7 @@ def imagine(
     record = {
         "synthetic": f"imagined by mri_synth {__version__}; not measured images",
         "generators_sha256": [identity.sha256(Path(g)) for g in generators],
+        "generator_configs_sha256": [c and _content(c) for c in of.values()] if any(configs) else None,
         "guide": kind, "weights": _content(weights),
         "init_sha256": None if init is None else identity.sha256(init),
         "settings": {k: v for k, v in first.items() if k not in ("generator", "generator_config", "weights",
@@ -163,8 +164,10 @@ def imagine(
     seer = load_guide(first["guide"], first["weights"])
     names = names_of(generators)
     rows: dict[str, list[Path]] = {}
+    simulated = False
     for generator, name in zip(generators, names, strict=True):
         space, spec = space_of(generator, of[generator])
+        simulated = simulated or spec.simulated
         within = output / name if len(generators) > 1 else output
         jobs = [(s, p) for s in range(seed, seed + n) for p in range(len(prompts))]
         folders = [within / f"{_stem(prompts[p], p)}_s{s}" for s, p in jobs]
@@ -191,6 +194,7 @@ def imagine(
             here = folders[number * len(prompts) : (number + 1) * len(prompts)]
             rows[f"{name}, seed {s}"] = here
     title = f"synthetic: mri_synth {__version__} · {guide.partition(':')[0]}"
+    title += " · trained on SIMULATED images" if simulated else ""
     shown = {row: np.stack([_read(f / "final.png") for f in here]) for row, here in rows.items()}
     if init is not None:
         begun = np.stack([_read(f / "start.png") for f in next(iter(rows.values()))])

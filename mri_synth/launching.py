@@ -115,7 +115,8 @@ class Idempotent(Launcher):
             OmegaConf.save(self.config, folder / "multirun.yaml")
         known = identity.known([OUTPUTS, folder])
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
-        jobs = [self._decided(n, list(w), folder, known) for n, w in zip(numbers, job_overrides, strict=True)]
+        with identity.files_remembered():
+            jobs = [self._decided(n, list(w), folder, known) for n, w in zip(numbers, job_overrides, strict=True)]
         left = [i for i, job in enumerate(jobs) if not isinstance(job, JobReturn)]
         if len(left) < len(jobs):
             log.info("%d of %d jobs are left", len(left), len(jobs))
@@ -178,7 +179,7 @@ def begins(cfg: DictConfig, folder: Path) -> identity.Known | None:
         A run of the same job: finished, or in this very folder and able to go on; None where it must begin anew.
 
     Raises:
-        UserError: another process is running the same job.
+        UserError: another process is running the same job, or the folder holds another one.
     """
     own = identity.read(folder)
     try:
@@ -194,6 +195,9 @@ def begins(cfg: DictConfig, folder: Path) -> identity.Known | None:
         if own is not None and own.identity == job and own.goes_on:
             return own
     if own is not None and not identity.is_held(folder):
+        if own.identity != job and not cfg.rerun and (folder / "last.ckpt").is_file():
+            raise UserError(f"{os.path.relpath(folder)}: holds another job, or the data have changed since it began; "
+                            "give another hydra.sweep.dir, or rerun=true, which takes its place")  # fmt: skip
         from mri_synth import outputs
 
         outputs.clear(folder)

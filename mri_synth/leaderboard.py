@@ -13,7 +13,7 @@ from typing import Any
 
 from mri_synth import outputs
 from mri_synth.errors import UserError
-from mri_synth.identity import WITHOUT
+from mri_synth.identity import NOTE, WITHOUT
 from mri_synth.table import metric
 
 RANKED = {"generation/kid": "min", "test/ssim": "max", "test/elbo": "max", "test/bits_per_code": "min"}
@@ -36,11 +36,13 @@ class Entry:
         name: its folder, as seen from the place that was looked through.
         results: of results.json.
         config: key to value, flat, without where and on what it ran.
+        stage: hash of its first stage's checkpoint; "" where there is none, or its note does not say.
     """
 
     name: str
     results: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
+    stage: str = ""
 
     def value(self, name: str) -> tuple[float | None, tuple[float, float] | None]:
         """A metric and its interval, None where the run has none."""
@@ -98,7 +100,9 @@ def read_runs(place: Path, folders: Iterable[Path] | None = None) -> tuple[list[
         try:
             results = json.loads((folder / "results.json").read_text())
             if results.get("status") == "finished":
-                entries.append(Entry(name, results, _flat(results.get("config") or {})))
+                config = _flat(results.get("config") or {})
+                stage = _stage(folder) if config.get("model.first_stage") else ""
+                entries.append(Entry(name, results, config, stage))
             else:
                 left_out[name] = str(results.get("status"))
         except FileNotFoundError:
@@ -108,6 +112,15 @@ def read_runs(place: Path, folders: Iterable[Path] | None = None) -> tuple[list[
     if folders is None and not entries and not left_out:
         raise UserError(f"{place}: no run in it; give the folder that holds run folders, such as outputs")
     return entries, left_out
+
+
+def _stage(folder: Path) -> str:
+    """A run's first stage by its content, as `mri_synth.identity` noted it."""
+    try:
+        noted = json.loads((folder / NOTE).read_text())["parts"]["model"]["first_stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return noted if isinstance(noted, str) and noted.startswith("sha256 ") else ""
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -170,6 +183,7 @@ def _task(entry: Entry) -> str:
         made = ", ".join(map(str, contrasts[:-1])) if source == "contrasts" else str(source)
         return f"{contrasts[-1] if contrasts else '?'} made of {made}"
     stage = entry.config.get("model.first_stage")
+    stage = entry.stage or stage  # one that was moved is the same, one that was trained anew at its place is another
     return f"codes of {stage}" if view == "codes" or (view is None and stage) else "the image itself"
 
 

@@ -150,6 +150,8 @@ def _styles(style: str, output: Path) -> list[Path]:
     path = Path(style)
     if path.is_file():
         return [path]
+    if path.is_dir() and path.resolve() == output.resolve():
+        raise UserError(f"{output}: is the folder of the styles itself. Give the output another folder.")
     found = _tree(path, output) if path.is_dir() else []
     if not path.exists() and glob.has_magic(style):
         every = sorted(glob.glob(style, recursive=True))  # noqa: PTH207  a Path has no pattern of its own root
@@ -162,9 +164,11 @@ def _styles(style: str, output: Path) -> list[Path]:
 
 
 def _tree(folder: Path, output: Path) -> list[Path]:
-    """Images below a folder, but for what lies in the output's, sheets of samples, and label maps."""
+    """Images below a folder, but for what lies in an output folder below it, sheets of samples, and label maps."""
     inside = output.resolve()
-    found = [p for p in sorted(folder.rglob("*")) if _usable(p) and not p.resolve().is_relative_to(inside)]
+    below = inside.is_relative_to(folder.resolve())
+    found = [p for p in sorted(folder.rglob("*"))
+             if _usable(p) and not (below and p.resolve().is_relative_to(inside))]  # fmt: skip
     masks = [p for p in found if contrast_of_path(path_stem(p.relative_to(folder).as_posix())) == MASK]
     if masks:
         log.warning("%s: %d label maps left out: %s", folder, len(masks), examples(p.name for p in masks))

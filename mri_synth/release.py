@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ _STALE_SECONDS = 600.0
 WEIGHTS = "weights.safetensors"
 LOADER = "loader.py"
 CARD = "README.md"
+NAMES = ("contrasts", "sources", "goal", "classes", "sites")
+"""Of `DataSpec`, what is no path, whatever letters it has."""
 
 
 def release(
@@ -161,14 +164,12 @@ def _about(
 
 
 def _public(value: Any) -> Any:
-    """Plain values without what says where the author's files lie, and which they are."""
+    """Plain values without what says where the author's files lie, and which they are; names of classes stay."""
     if isinstance(value, Mapping):
-        return {k: _public(v) for k, v in value.items() if k != "trained_on"}
+        return {k: v if k in NAMES else _public(v) for k, v in value.items() if k != "trained_on"}
     if isinstance(value, list | tuple):
         return [_public(v) for v in value]
-    if isinstance(value, str) and Path(value).is_absolute():
-        return Path(value).name
-    return value
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1] if isinstance(value, str) else value
 
 
 def _compare(part: Path, model: SynthModule, offered: list[Operation]) -> None:

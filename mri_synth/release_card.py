@@ -13,6 +13,10 @@ USE = (
     "Research on methods: comparing generative models, augmenting training data whose effect is then measured on real "
     "images, teaching. Not for diagnosis, nor for any decision about a person."
 )
+METRIC = r"(?<![\w./\\])(train|val|test|best|baseline)/(?=[a-z_]+(?:_\d+)?(?![\w./\\]))"
+"""Of a metric's name the part that looks like a folder."""
+IMAGE = r"\.(nii|nii\.gz|png|jpe?g|tiff?|dcm|mg[zh]|img|hdr)\b"
+"""Ends the names of images, which may be patients'."""
 UNKNOWN = "not stated. Ask whoever gave the data before this is passed on"
 
 
@@ -107,7 +111,7 @@ def _preparation(spec: Mapping[str, Any]) -> str:
 
 def _figures(results: Mapping[str, Any], run: Run, own: bool, checkpoint: str) -> str:
     if not results:
-        return " ".join(["None: the checkpoint's run is not there or not finished.", *run.missing])
+        return " ".join(["None: the checkpoint's run is not there or not finished.", *map(_public, run.missing)])
     if not own:
         return (f"None of this checkpoint: those of its run are of {Path(str(results.get('checkpoint'))).name}, and "
                 f"this is {checkpoint}.")  # fmt: skip
@@ -121,7 +125,7 @@ def _figures(results: Mapping[str, Any], run: Run, own: bool, checkpoint: str) -
                      ", ".join(beside)])  # fmt: skip
     parts = []
     if rows:
-        parts.append("Test split, looked at once; intervals (95 %) from a bootstrap of subjects.\n\n"
+        parts.append(f"{_tested(results)} Intervals (95 %) from a bootstrap of subjects.\n\n"
                      + _table(["score", "mean", "interval", "of", "beside it"], rows))  # fmt: skip
         protocols = {n.removeprefix("test/"): f["protocol"] for n, f in details.items() if f.get("protocol")}
         parts.append("Protocols:\n\n" + "\n".join(f"- {n}: {p}" for n, p in protocols.items()))
@@ -131,12 +135,19 @@ def _figures(results: Mapping[str, Any], run: Run, own: bool, checkpoint: str) -
     if "kid" in generation:
         parts.append(_generation(generation))
     elif generation.get("missing"):
-        parts.append(f"Samples: {generation['missing']}.")
+        parts.append(f"Samples: {_public(str(generation['missing']))}.")
     if not parts:
         plain = {k: v for k, v in (results.get("metrics") or {}).items() if k.startswith("test/")}
         parts.append(_table(["metric", "value, without interval"], [[k, _number(v)] for k, v in plain.items()])
                      if plain else "None were measured on the test split.")  # fmt: skip
     return "\n\n".join(parts)
+
+
+def _tested(results: Mapping[str, Any]) -> str:
+    """What is known of how the test split was used."""
+    when = "after its training" if results.get("task", "fit") == "fit" else "without training, by task=test"
+    return (f"Test split, scored by the run {when}. Whether it was looked at before, by other runs or to choose among "
+            "them, is not known.")  # fmt: skip
 
 
 def _generation(found: Mapping[str, Any]) -> str:
@@ -191,9 +202,32 @@ def _limits(about: Mapping[str, Any], results: Mapping[str, Any]) -> str:
              "synthetic images may show lesions that are not there, and miss those that are"]  # fmt: skip
     if about["simulated"]:
         lines.insert(0, "trained on simulated images: nothing is known of how it does on measured ones")
-    lines += [str(w) for w in results.get("warnings") or []]
-    lines += [str(n) for n in (results.get("generation") or {}).get("notes") or []]
-    return "\n".join(f"- {_public(line)}" for line in lines)
+    lines += _warned([str(w) for w in results.get("warnings") or []])
+    lines += [_public(str(n)) for n in (results.get("generation") or {}).get("notes") or []]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _warned(warnings: Iterable[str]) -> list[str]:
+    """A run's warnings without its patients' files: those that name such are counted."""
+    unused = dropped = 0
+    out = []
+    for text in warnings:
+        if ": not used: " in text:
+            unused += 1
+        elif more := re.match(r"and (\d+) more files that were not used", text):
+            unused += int(more[1])
+        elif text.startswith("dropped: "):
+            dropped += 1
+        elif both := re.match(
+            r"(\d+ of \d+ test files were training files of )(.*?)(: the test scores are .* data)\.", text
+        ):
+            known = re.match(r"this checkpoint$|its |the generator ", both[2])
+            out.append(both[1] + (both[2] if known and "/" not in both[2] else "another checkpoint") + both[3])
+        else:
+            out.append(_public(text))
+    counted = (("file", unused, "not used: they could not be read, or showed nothing usable"),
+               ("item", dropped, "dropped, since they, or their subjects, were in two splits"))  # fmt: skip
+    return out + [f"{n} {word}{'s were' if n > 1 else ' was'} {why}" for word, n, why in counted if n]
 
 
 def _equal(about: Mapping[str, Any]) -> str:
@@ -225,5 +259,11 @@ def _interval(value: Any) -> str:
 
 
 def _public(text: str) -> str:
-    """Without the folders of whoever made the release."""
-    return re.sub(r"(?<![\w.])/(?:[^\s/:;,]+/)+", "", text)
+    """Without folders and files: of what lies between colons and semicolons and has a path, its last name at most."""
+    parts = re.split(r"((?:[:;]|\.)\s+)", re.sub(METRIC, "\\1\0", text))
+    for k, part in enumerate(parts):
+        if re.search(r"[/\\]", part):
+            parts[k] = re.split(r"[/\\]", part)[-1].strip()
+        if re.search(IMAGE, parts[k], re.IGNORECASE):
+            parts[k] = "a file"
+    return "".join(parts).replace("\0", "/")

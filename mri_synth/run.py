@@ -88,14 +88,14 @@ def _hydra(cfg: DictConfig) -> float | None:
         given = sweep or any(w.startswith("hydra.run.dir=") for w in settings.overrides.hydra)
         folder = relaunch.shared_folder(Path(settings.runtime.output_dir), given or bool(cfg.resume))
         if cfg.task == "fit" and relaunch.goes_on(folder):
-            cfg.resume, words = str(folder), [f"resume={folder}"]
+            cfg.resume, words = str(folder), [f"resume={folder}", *identity.placing(words)]
         elif cfg.task == "fit" and sweep and not cfg.resume:
             from mri_synth import launching
 
             if found := launching.begins(cfg, folder):
                 if found.state == "finished":
                     return _finished_before(found, folder, number)
-                cfg.resume, words = str(folder), [f"resume={folder}"]
+                cfg.resume, words = str(folder), [f"resume={folder}", *identity.placing(words)]
         return run(cfg, folder, words)
     except UserError as error:
         if sweep:  # the launcher records it; a SystemExit would end the sweep
@@ -148,17 +148,17 @@ def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
         config.check(cfg)
     except UserError:
         if not cfg.get("resume") or (folder / ".hydra").is_dir():  # else it is the user's own folder
-            outputs.discard_unused(folder, cfg.get("task") == "check")
+            _discard(folder, cfg.get("task") == "check")
         raise
     if cfg.task == "check":
         log.info("the configuration is right: model=%s data=%s", _name(cfg.model), _name(cfg.data))
-        outputs.discard_unused(folder, True)
+        _discard(folder, True)
         return None
     try:
         return _run(cfg, outputs.create(folder), overrides)
     except UserError:
         if not cfg.resume:
-            outputs.discard_unused(folder)
+            _discard(folder)
         raise
     except OSError as error:
         if not outputs.cannot_write(error):
@@ -166,9 +166,36 @@ def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
         raise outputs.unwritable(folder, error) from error
 
 
+def _discard(folder: Path, of_sweep: bool = False) -> None:
+    """Remove a folder in which nothing was run, unless another process is in it: it writes little before it trains."""
+    if not identity.is_held(folder):
+        outputs.discard_unused(folder, of_sweep)
+
+
+def _take(cfg: DictConfig, folder: Path) -> None:
+    """Refuse a folder that holds a finished run; take away what an unfinished one left, as this one begins anew.
+
+    Args:
+        cfg: of this run.
+        folder: of it.
+
+    Raises:
+        UserError: a finished run lies there.
+    """
+    before = identity.read(folder)
+    if before is None or identity.is_held(folder):
+        return
+    if before.state == "finished" and not cfg.get("rerun"):
+        raise UserError(f"{folder}: holds a finished run; give another hydra.run.dir, or rerun=true, which takes its "
+                        "place")  # fmt: skip
+    outputs.clear_training(folder, cfg.get("init_from"))
+
+
 def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     """What `run` does after the check."""
     started = time.monotonic()
+    if cfg.task == "fit" and not cfg.get("resume") and relaunch.is_first_process():
+        _take(cfg, folder)
     outputs.forget_peak_memory()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     first = relaunch.is_first_process() and cfg.task != "plan"
@@ -182,7 +209,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
 
                 plan(data, model, trainer)
                 if trainer.is_global_zero:
-                    outputs.discard_unused(folder)
+                    _discard(folder)
                 return None
             if trainer.is_global_zero:
                 outputs.save_config(cfg, folder)

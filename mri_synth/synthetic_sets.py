@@ -22,19 +22,21 @@ from mri_synth.data.settings import Source
 from mri_synth.data.store import MASK
 from mri_synth.data.stored import cache_folder
 from mri_synth.data.views import Images, Pairs, Reading
+from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 from mri_synth.models.canvas import paint
 from mri_synth.models.checkpoint import load_model
 from mri_synth.outputs import table_hash
 from mri_synth.sample import draw
+from mri_synth.translator import in_bf16
 
 log = logging.getLogger(__name__)
 
 Content = Literal["real", "synthetic"]
 AT_ONCE = 8
 """Images that are drawn or painted together."""
-LAYOUT = 1
+LAYOUT = 2
 """Of a cached set; raised when what is in one changes."""
 
 
@@ -90,6 +92,12 @@ def real_items(view: Images, group_of: Tensor, n: int, seed: int, what: str) -> 
     return chosen
 
 
+def sha256_of(path: Path) -> str:
+    """A file's content as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Generator:
     """A checkpoint that makes images of a wanted class.
 
@@ -107,8 +115,8 @@ class Generator:
 
     def __init__(self, name: str, path: Path, data: MRIDataModule) -> None:
         self.key, self.path, self.data = f"model.generators.{name}={path}", path, data
-        self.model: SynthModule = load_model(path)
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.model: SynthModule = load_model(path).to(device_of("auto"))
+        self.sha256 = sha256_of(path)
         there, here = self.model.spec, data.spec
         made = there.contrasts if there.goal is None else (there.goal,)
         if (there.size, there.channels) != (here.size, here.channels) or not set(here.contrasts) & set(made):
@@ -154,9 +162,9 @@ class Generator:
             at = {int(row): k for k, row in enumerate(sources.rows)}
             rows = [at[int(row)] for row in view.rows[list(items)]]
             with torch.no_grad():
-                parts = [self.model.translate(sources.__getitems__(rows[k : k + AT_ONCE]).image)
+                parts = [self.model.translate(sources.__getitems__(rows[k : k + AT_ONCE]).image.to(self.model.device))
                          for k in range(0, len(rows), AT_ONCE)]  # fmt: skip
-            return torch.cat(parts).float().clamp(-1, 1)
+            return torch.cat(parts).float().clamp(-1, 1).cpu()
         known = self.model.conditions()
         if unknown := set(names) - set(known):
             raise UserError(f"{self.key}: knows {', '.join(known)}, and not {', '.join(sorted(unknown))}")
@@ -177,16 +185,22 @@ def restyled(data: MRIDataModule, content: Tensor, style: Tensor, steps: int, vg
 
     Returns:
         (N, 1, H, W) float32 in [-1, 1].
+
+    Raises:
+        UserError: an optimisation diverged.
     """
     from tqdm import tqdm
 
     from mri_synth.models.style_transfer import StyleTransfer
 
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if in_bf16("auto", device_of("auto")) else "32-true"
     model, parts = StyleTransfer(data.spec, steps=steps, vgg=vgg), []
     for start in tqdm(range(0, len(content), AT_ONCE), "style transfer", leave=False):
         part = slice(start, start + AT_ONCE)
         index = torch.arange(len(content[part]))
-        parts.append(paint(model, Batch(image=content[part], target=style[part], index=index), "bf16-mixed", "cpu"))
+        parts.append(paint(model, Batch(image=content[part], target=style[part], index=index), precision))
+        if not parts[-1].isfinite().all():
+            raise UserError(f"style transfer: not finite after model.style_steps={steps}; give fewer")
     return torch.cat(parts)
 
 

@@ -54,6 +54,11 @@ class SweepTable(Callback):
     def __init__(self, metrics: Sequence[str] = METRICS) -> None:
         self.metrics = tuple(metrics)
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget what failed in the folder before: such a job is tried again now, or is no job of this sweep."""
+        if "task=check" not in config.hydra.overrides.task:  # which leaves all as it is
+            (Path(config.hydra.sweep.dir) / FAILED).unlink(missing_ok=True)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the table, if any job left something to tell."""
         folder = Path(config.hydra.sweep.dir)
@@ -81,10 +86,10 @@ def read_sweep(folder: Path) -> list[Job]:
             job.overrides = _overrides(entry["overrides"])
     jobs = list(found.values())
     for entry in _lines(folder / FAILED):
-        number = int(entry["job"])
-        known = next((j for j in jobs if j.number == number), None)
+        number, overrides = int(entry["job"]), _overrides(entry["overrides"])
+        known = next((j for j in jobs if _own(j.overrides) == _own(overrides)), None)  # numbers are each sweep's own
         if known is None:
-            jobs.append(Job(str(number), _overrides(entry["overrides"]), error=entry["error"], number=number))
+            jobs.append(Job(str(number), overrides, error=entry["error"], number=number))
         elif known.error:
             known.error = entry["error"]
     return sorted(jobs, key=lambda j: (j.number, j.name))
@@ -148,6 +153,11 @@ def _read_job(run: Path) -> Job:
 def _overrides(words: Any) -> dict[str, str]:
     pairs = (str(word).lstrip("+").partition("=") for word in words)
     return {key: value for key, _, value in pairs}
+
+
+def _own(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Those that are not Hydra's, which a run's folder does not name."""
+    return {k: v for k, v in overrides.items() if not k.startswith(("hydra.", "hydra/"))}
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:

@@ -97,11 +97,12 @@ def find(
 def _of_folder(
     folder: Path, output: Path, given: Mapping[str, str], wanted: Sequence[str], series: str | None
 ) -> list[Scan]:
-    """Scans of a tree; what lies in the output folder is no source."""
+    """Scans of a tree; what lies in an output folder below it is no source."""
     names = {glob: contrast for contrast, glob in given.items()} or None
     scans = Folder(root=str(folder), contrasts=[], contrast_names=names).scans()
     inside = output.resolve()
-    scans = [s for s in scans if not s.path.resolve().is_relative_to(inside)]
+    if inside.is_relative_to(folder.resolve()):
+        scans = [s for s in scans if not s.path.resolve().is_relative_to(inside)]
     if series is not None:
         there = [s.series for s in scans if s.series]
         scans = [s for s in scans if s.series == series]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from mri_synth.data.scan import Scan
 from mri_synth.data.volume import Volume
 from mri_synth.errors import UserError
 
+SIGNS = {"translate": r"synthetic: mri_synth [^,]+, (?!refine,)\w+, [^\",]+",
+         "refine": r"synthetic: mri_synth [^,]+, refine, style transfer"}  # fmt: skip
+"""What the files of a verb say of themselves; other verbs sign theirs too."""
 ARBITRARY = Intensity(0.0, 1000.0)
 """What -1 and 1 are written as, where the units of the goal's contrast are not known."""
 
@@ -94,7 +98,7 @@ def done(
         before = {}
     if before.get("made_by") == made_by and before.get("bytes") == output.stat().st_size:
         return dict(before)
-    if overwrite or (not before and _signed(output)):  # stopped between the two files
+    if overwrite or (not before and _signed(output, verb)):  # stopped between the two files
         return None
     why = f"is there, and not known to be of mri-synth {verb}"
     if theirs := before.get("made_by"):
@@ -104,8 +108,8 @@ def done(
     raise UserError(f"{output}: {why}. Give --overwrite, or another output.")
 
 
-def _signed(output: Path) -> bool:
-    """Whether a file says of itself that it is ours."""
+def _signed(output: Path, verb: str) -> bool:
+    """Whether a file says of itself that this verb wrote it."""
     try:
         if output.suffix == ".png":
             with Image.open(output) as image:
@@ -115,4 +119,4 @@ def _signed(output: Path) -> bool:
             said = header["descrip"].item().decode("ascii", "replace")
     except Exception:  # not readable: not ours
         return False
-    return said.startswith("synthetic: mri_synth")
+    return re.fullmatch(SIGNS[verb], said) is not None

@@ -91,7 +91,6 @@ CASES: dict[str, list[str]] = {
     # canvases and the states of their optimizers by job, 16 of them: two batches at 8
     "style_transfer": [*STYLE, "model.optimizer=adam"],
     "style_lbfgs": [*STYLE, "model.optimizer=lbfgs"],
-    # no dropout, which draws for a process and not for an item
     "dae": ["model=dae", "model.hidden_channels=16", "model.warmup_steps=2"],
     "clip_guided": ["model=clip_guided", "model.prompts=['axial T2 slice','T1 | T2:-1']", "model.jobs=16",
                     "model.steps=6", "model.every=3", "model.cutouts=3"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,26 @@ def test_several_generators_share_one_sheet(tmp_path: Path, generator: str, monk
             assert final.mode == "RGB"
             pictures.append(np.asarray(final))
     assert (pictures[0] == pictures[1]).all(), "equal weights, prompt and seed"
+
+
+def test_a_generators_config_counts_and_simulated_images_are_said_to_be(
+    tmp_path: Path, generator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagine, "load_guide", lambda kind, weights: Linear())
+    space, spec = imagine.space_of(generator)
+    monkeypatch.setattr(imagine, "space_of", lambda *_: (space, replace(spec, simulated=True)))
+    titles, sheet = [], imagine.drawing.sheet
+    monkeypatch.setattr(
+        imagine.drawing, "sheet", lambda rows, title, *more: titles.append(title) or sheet(rows, title, *more)
+    )
+    words = [generator, "12", "--guide", "conse", "--steps", "2", "--device", "cpu", "--generator-config",
+             str(layouts.text(tmp_path / "a.yaml", "a: 1")), "-o", str(tmp_path / "out")]  # fmt: skip
+    assert called(*words).exit_code == 0
+    assert "trained on SIMULATED images" in titles[0]
+    assert called(*words).exit_code == 0
+    layouts.text(tmp_path / "a.yaml", "a: 2")
+    other = called(*words)
+    assert "holds results of other settings (generator_configs_sha256" in str(other.exception)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from mri_synth import evaluate_utility
+from mri_synth import drawing, evaluate_figures, evaluate_utility
 from mri_synth.cli import app
 from mri_synth.data.stored import cache_folder
 from mri_synth.errors import UserError
 from mri_synth.evaluate import evaluate
+from mri_synth.evaluate_figures import by_subject
 from mri_synth.evaluate_folder import Reading
 from mri_synth.evaluate_images import ImageSet
 from mri_synth.evaluate_sources import open_set
@@ -236,6 +237,26 @@ def test_a_held_out_image_that_was_trained_on_is_said(real: Path, train: Path, f
     assert found["memorisation"]["held_out_below"] == 1
 
 
+def test_no_copies_are_said_of_what_was_looked_at_alone(real: Path, train: Path, fake: Path, tmp_path: Path) -> None:
+    found = judged(real, fake, tmp_path / "out", train=str(train), at_most=10)
+    assert found["verdicts"][-1].endswith("were found among 10 of 24 training images (--at-most).")
+    assert "or all but one among 10 of 24 training images" in (tmp_path / "out/evaluation.html").read_text()
+
+
+def test_figures_by_subject_are_of_images_drawn_at_random(
+    real: Path, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ImageSet("real", "here", tmp_path)
+    images.add(np.zeros((200, 4, 4), np.float32), "a", subjects=["first"] * 100 + ["second"] * 100)
+    vectors = dict.fromkeys(("fake", "real"), np.random.default_rng(0).standard_normal((200, 3)).astype(np.float32))
+    found = [by_subject(images, images, vectors, 3, most=40, seed=seed)["by_subject"]["real"] for seed in (0, 0, 1)]
+    assert {name: 10 < n < 30 for name, n, _ in found[0]} == {"first": True, "second": True}
+    assert found[0] == found[1] != found[2]
+    monkeypatch.setattr(evaluate_figures, "MOST", 20)
+    notes = judged(real, fake, tmp_path / "out")["notes"]
+    assert "figures by subject are of 20 of the 24 real images, drawn at random by the seed" in notes
+
+
 def test_fakes_that_repeat_one_another_are_counted(real: Path, fake: Path, tmp_path: Path) -> None:
     shutil.copy(fake / "f00_slice_0.png", fake / "again.png")
     assert judged(real, fake, tmp_path / "out")["repeated"] == 1
@@ -325,6 +346,26 @@ def test_fakes_of_the_wrong_class_are_good_for_nothing(tmp_path: Path, monkeypat
     )
 
 
+def test_what_is_trained_on_is_not_tested_on(tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(32):
+        name = ("none", "tumour")[k % 2]
+        write(tmp_path / f"real/{name}/p{k // 2:02d}_slice_{k % 2}.png", brain(k))
+        write(tmp_path / f"fake/{name}/f{k}.png", brain(3000 + k))
+        person = f"p{k // 2:02d}" if k < 4 else f"q{k // 2:02d}"  # two of REAL's subjects, with other slices
+        write(tmp_path / f"train/{name}/{person}_slice_{k % 2}.png", brain(31 if k == 6 else 5000 + k))  # and one image
+    for name, value in (("STEPS", 1), ("BATCH", 2), ("SEEDS", 1)):
+        monkeypatch.setattr(evaluate_utility, name, value)
+    found = judged(tmp_path / "real", tmp_path / "fake", tmp_path / "out", train=str(tmp_path / "train"),
+                   with_utility=True)["utility"]  # fmt: skip
+    assert found["test_images"] == 32 - 4 - 1
+    assert found["notes"][0] == ("5 of 32 images of REAL are left out of the test: they, or images of their subjects, "
+                                 "are in TRAIN.")  # fmt: skip
+    found = judged(tmp_path / "real", tmp_path / "fake", tmp_path / "out", train=str(tmp_path / "real"),
+                   with_utility=True)["utility"]  # fmt: skip
+    assert "there are 16 and 0. Give more of none in REAL to test on, tumour in REAL to test on. 32 of 32" in (
+        found["missing"])  # fmt: skip
+
+
 def test_without_classes_there_is_no_utility(real: Path, fake: Path, tmp_path: Path) -> None:
     found = judged(real, fake, tmp_path / "out", with_utility=True)
     assert "two classes or more in common" in found["utility"]["missing"]
@@ -378,6 +419,34 @@ def test_folders_that_cannot_be_used(real: Path, tmp_path: Path) -> None:
     found = judged(real, tmp_path / "one", tmp_path / "out", skip_bad=True)
     assert len(found["sets"]["fake"]["left_out"]) == 2
     assert any("2 files could not be used and were left out" in note for note in found["notes"])
+
+
+def test_a_folder_with_files_that_are_not_of_an_evaluation_is_left_alone(
+    real: Path, fake: Path, tmp_path: Path
+) -> None:
+    for name in ("files.csv", "pictures/copies.png"):
+        mine = layouts.text(tmp_path / f"{Path(name).stem}/{name}", "mine")
+        out = tmp_path / Path(name).stem
+        with pytest.raises(UserError, match=rf"{name} is there and would be replaced.*give another folder"):
+            judged(real, fake, out)
+        assert mine.read_text() == "mine"
+        assert [p for p in out.rglob("*") if p.is_file()] == [mine]
+    mine.rename(tmp_path / "copies/notes.txt")
+    for _ in range(2):  # other files are no hindrance, nor an evaluation before
+        assert judged(real, fake, tmp_path / "copies")["verdicts"]
+    images = brains(tmp_path / "all/pictures", 0)
+    with pytest.raises(UserError, match=r"-o .*all: pictures of the results would be written among the images of"):
+        judged(images, fake, tmp_path / "all")
+
+
+def test_inputs_below_the_output_are_read(real: Path, fake: Path, tmp_path: Path) -> None:
+    shutil.copytree(real, tmp_path / "real")
+    found = judged(tmp_path / "real", fake, tmp_path)
+    assert found["counts"] | {"real_subjects": 0} == {"fake": 24, "real": 24, "real_subjects": 0}
+    with Image.open(tmp_path / "pictures/real.png") as image:
+        assert "Description" not in image.info  # nothing on it is synthetic
+    with Image.open(tmp_path / "pictures/fake.png") as image:
+        assert image.info["Description"] == drawing.SIGN
 
 
 def test_volumes_in_units_and_in_arbitrary_ones_are_not_mixed(tmp_path: Path, out: Path) -> None:

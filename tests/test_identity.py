@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -47,11 +52,22 @@ def test_identity_counts_every_key_but_where_and_on_what_it_runs(config: dict[st
     left_out = {key for key, _ in leaves(config)} - counted
     assert left_out == {
         "resume", "rerun", "logger._target_", "data.root", "data.cache", "data.workers", "trainer.accelerator",
-        "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.progress",
-        "trainer.checkpoint_every_steps",
+        "trainer.strategy", "trainer.progress", "trainer.checkpoint_every_steps",
     }  # fmt: skip
-    assert {"seed", "model.lr", "data.batch_size", "trainer.max_epochs", "trainer.max_steps", "trainer.precision",
-            "samples", "init_from", "data.split.seed"} <= counted  # fmt: skip
+    assert {"seed", "model.lr", "data.batch_size", "trainer.devices", "trainer.num_nodes", "trainer.max_epochs",
+            "trainer.max_steps", "trainer.precision", "samples", "init_from", "data.split.seed"} <= counted  # fmt: skip
+
+
+def test_processes_count_by_their_number(config: dict[str, Any]) -> None:
+    """data.batch_size is of one of them, so that the batch of a step is another."""
+
+    def of(devices: int | str, nodes: int) -> str:
+        trainer = config["trainer"] | {"devices": devices, "num_nodes": nodes, "strategy": "ddp"}
+        return identity.identity(config | {"trainer": trainer})
+
+    assert of(4, 1) == of(2, 2) != of(1, 1)
+    assert of("auto", 1) == identity.identity(config)
+    assert len({of("auto", 1), of("auto", 2), of(1, 1)}) == 3
 
 
 def test_identity_is_of_the_logger_s_group_whole_and_of_the_version(
@@ -80,6 +96,11 @@ def test_identity_goes_with_the_files_and_not_with_their_place(config: dict[str,
     (second / "s1/T2.nii.gz").unlink()
     (second / "s1/T1.nii.gz").write_bytes(b"new")
     assert identity.identity(moved) != mine, "the same size, another time"
+    with identity.files_remembered():
+        mine = identity.identity(moved)
+        (second / "s1/T3.nii.gz").write_bytes(b"three")
+        assert identity.identity(moved) == mine, "looked through once"
+    assert identity.identity(moved) != mine
 
 
 def test_a_checkpoint_counts_by_its_content(config: dict[str, Any], tmp_path: Path) -> None:
@@ -112,6 +133,104 @@ def test_a_folder_says_where_its_run_stands(config: dict[str, Any], tmp_path: Pa
     known = identity.read(tmp_path)
     assert known == identity.Known(tmp_path, identity.identity(config), "finished", 0.5)
     assert not known.goes_on
+
+
+def without_locks(file: Any, how: int) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def quiet(folder: Path, seconds: float) -> None:
+    """As if what the run writes had last changed so long ago."""
+    for path in folder.iterdir():
+        if path.is_file():
+            os.utime(path, (time.time() - seconds,) * 2)
+
+
+@pytest.mark.parametrize("why", ["no locks", "another machine"])
+def test_where_no_lock_can_tell_what_changed_lately_is_alive(
+    why: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if why == "no locks":
+        monkeypatch.setattr(fcntl, "flock", without_locks)
+    identity.note(tmp_path, config, "running")
+    (tmp_path / identity.LOCK).touch()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    assert identity.is_held(tmp_path)
+    assert "counts as running: it changed 0 s ago, noted by" in caplog.text
+    quiet(tmp_path, identity.QUIET + 9)
+    (tmp_path / ".hydra").mkdir()
+    for name in (".hydra/job", "run.log"):
+        (tmp_path / name).touch()  # by Hydra, as the job begins that asks
+    assert not identity.is_held(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/1.png").touch()
+    assert identity.is_held(tmp_path)
+    identity.note(tmp_path, config, "failed")
+    assert not identity.is_held(tmp_path)
+    with identity.held(tmp_path):
+        pass
+
+
+def test_a_job_that_slurm_queued_again_is_not_held_by_itself(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    identity.note(tmp_path, config, "running")
+    (tmp_path / identity.LOCK).touch()
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    assert identity.is_held(tmp_path), "another step of the same allocation"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert not identity.is_held(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert identity.is_held(tmp_path)
+
+
+def test_a_lock_of_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waited for it has the lock of a file that nobody else will ever see."""
+    path, flock = tmp_path / identity.LOCK, fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        path.unlink()  # as by who had it until now
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with identity.held(tmp_path):
+        assert identity.is_held(tmp_path)
+        with pytest.raises(UserError, match="another process is running"), identity.held(tmp_path):
+            pass
+        assert identity.is_held(tmp_path), "who gave up took nothing away"
+    assert not path.exists()
+
+
+def test_waiting_jobs_run_one_after_the_other(tmp_path: Path) -> None:
+    inside, most, done = [0], [0], [0]
+
+    def job() -> None:
+        with identity.held(tmp_path):
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.1)
+            inside[0] -= 1
+            done[0] += 1
+
+    threads = [threading.Thread(target=job) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, done) == ([1], [3])
+
+
+def test_who_looks_does_not_keep_a_job_from_beginning(tmp_path: Path) -> None:
+    path = tmp_path / identity.LOCK
+    path.touch()
+    with path.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not identity.is_held(tmp_path), "two who look do not meet"
+        threading.Timer(0.3, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with identity.held(tmp_path):
+            assert identity.is_held(tmp_path)
 
 
 def test_a_resumed_run_keeps_what_it_started_from(config: dict[str, Any], tmp_path: Path) -> None:

@@ -145,12 +145,13 @@ def test_killed_job_goes_on_when_the_sweep_is_repeated(tmp_path: Path) -> None:
     run = first / "0_seed-1"
     assert json.loads((run / "identity.json").read_text())["state"] == "running"
     before = (run / ".hydra/overrides.yaml").read_text()
-    status, output = finish(start(*words, cwd=tmp_path))
+    status, output = finish(start(*words, "data.workers=1", cwd=tmp_path))
     assert status == 0, output
     assert output.count(" goes on: outputs/sweeps/") == 1
+    assert "workers: 1" in (run / "config.yaml").read_text(), "as typed now"
     assert finished(run)
     assert json.loads((run / "results.json").read_text())["resumed"]
-    assert (run / ".hydra/overrides.yaml").read_text() == before
+    assert (run / ".hydra/overrides.yaml").read_text() == f"{before}- data.workers=1\n"
     counts = Counter(r["step"] for r in rows(run) if r["name"] == "train/loss")
     assert set(counts.values()) == {1}
     assert len(counts) == 12 * 5
@@ -285,6 +286,13 @@ def test_a_job_that_waited_finds_what_was_done_meanwhile(
     cfg.rerun = True
     assert launching.begins(cfg, mine) is None
     assert list(mine.iterdir()) == [], "cleared, to begin anew"
+
+
+def test_a_job_that_goes_on_does_so_where_it_is_told_now() -> None:
+    words = ["model=vqvae", "seed=1", "data.root=/new", "+data.workers=2", "trainer.accelerator=cpu", "logger=csv",
+             "trainer.devices=2", "resume=outputs/x", "rerun=false", "trainer.max_epochs=3"]  # fmt: skip
+    assert identity.placing(words) == ["data.root=/new", "+data.workers=2", "trainer.accelerator=cpu",
+                                       "trainer.devices=2"]  # fmt: skip
 
 
 def test_processes_from_outside_must_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

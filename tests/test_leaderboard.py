@@ -16,7 +16,7 @@ from mri_synth.cli import app
 from mri_synth.errors import UserError
 from mri_synth.leaderboard import boards, direction, read_runs
 from mri_synth.leaderboard_page import AfterSweep, leaderboard
-from mri_synth.table import note_elsewhere
+from mri_synth.table import SweepTable, note_elsewhere, note_failed, read_sweep
 
 BASE: dict[str, Any] = {
     "status": "finished", "model": "vae", "data": "phantom", "data_title": "bench-v1", "data_hash": "d",
@@ -83,7 +83,7 @@ def test_what_does_not_compare_is_not_ranked_together(changes: dict[str, Any], w
     make(tmp_path, "best", **{**changes, "metrics": {"test/ssim": 0.99}})
     first, second = boards(read_runs(tmp_path)[0])
     assert [e.name for e in first.entries] == ["a", "b"]
-    assert first.varied == ["seed"], "not where and on what it ran"
+    assert first.varied == ["seed", "trainer.devices"], "not where and on what it ran; devices change the batch"
     assert first.why == ""
     assert [e.name for e in second.entries] == ["best"]
     assert second.why == f"not ranked with the first group of test/ssim: {word}"
@@ -95,6 +95,37 @@ def test_samples_compare_in_one_feature_space_and_number_only(tmp_path: Path) ->
     make(tmp_path, "c", metrics={}, generation=kid(0.1, features="other"))
     make(tmp_path, "d", metrics={}, generation=kid(0.1, n=64))
     assert [[e.name for e in b.entries] for b in boards(read_runs(tmp_path)[0])] == [["b", "a"], ["c"], ["d"]]
+
+
+def test_codes_compare_by_the_content_of_their_first_stage(tmp_path: Path) -> None:
+    def prior(name: str, path: str, stage: str) -> None:
+        make(tmp_path, name, model="pixelcnn", view="codes", config__model__first_stage=path)
+        (tmp_path / name / "identity.json").write_text(json.dumps({"parts": {"model": {"first_stage": stage}}}))
+
+    prior("a", "runs/best.ckpt", "sha256 1")
+    prior("b", "/moved/best.ckpt", "sha256 1")
+    prior("c", "runs/best.ckpt", "sha256 2")
+    make(tmp_path, "d", model="pixelcnn", view="codes", config__model__first_stage="runs/best.ckpt")
+    first, *others = boards(read_runs(tmp_path)[0])
+    assert {e.name for e in first.entries} == {"a", "b"}
+    assert [[e.name for e in b.entries] for b in others] == [["c"], ["d"]]
+    assert first.mark["task"] == "codes of sha256 1"
+    assert others[1].mark["task"] == "codes of runs/best.ckpt"
+
+
+def test_failures_of_another_sweep_in_the_folder_are_not_this_one_s(tmp_path: Path) -> None:
+    make(tmp_path, "0_seed-1", status="started")
+    (tmp_path / "0_seed-1/.hydra").mkdir()
+    (tmp_path / "0_seed-1/.hydra/overrides.yaml").write_text("- seed=1\n")
+    note_failed(tmp_path, 0, ["seed=8"], "of days ago")
+    note_failed(tmp_path, 3, ["seed=1", "hydra.verbose=true"], "no room")
+    assert [(j.name, j.error) for j in read_sweep(tmp_path)] == [("0", "of days ago"), ("0_seed-1", "no room")]
+    sweep: dict[str, Any] = {"sweep": {"dir": str(tmp_path)}, "overrides": {"task": ["seed=1,2", "task=check"]}}
+    SweepTable().on_multirun_start(OmegaConf.create({"hydra": sweep}))
+    assert len(read_sweep(tmp_path)) == 2, "a check forgets nothing"
+    sweep["overrides"] = {"task": ["seed=1,2"]}
+    SweepTable().on_multirun_start(OmegaConf.create({"hydra": sweep}))
+    assert [(j.name, j.error) for j in read_sweep(tmp_path)] == [("0_seed-1", "started, not finished")]
 
 
 def test_only_keys_that_differ_within_a_method_or_between_all_are_shown(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from test_reconstruct import assert_same_header
 from test_volume import affine_of
 from typer.testing import CliRunner
@@ -156,6 +157,30 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, small: list[str], monke
     measured = pictures(tmp_path / "m", 1) / "sample_000000.png"
     with pytest.raises(UserError, match="is there, and not known to be of mri-synth refine"):
         run(content / "sample_000000.png", output=measured, style=style, words=small)
+
+
+@pytest.mark.parametrize("sign", ["VAE", 'VAE, "refine, style transfer"', "Pix2Pix, T2"])
+def test_files_of_other_verbs_stay(tmp_path: Path, small: list[str], sign: str) -> None:
+    content, style = pictures(tmp_path / "c", 1) / "sample_000000.png", pictures(tmp_path / "s", 1)
+    sampled = pictures(tmp_path / "samples", 1, start=3) / "sample_000003.png"
+    text = PngInfo()
+    text.add_text("synthetic", f"synthetic: mri_synth {__version__}, {sign}")
+    with Image.open(sampled) as image:
+        image.save(sampled, pnginfo=text)
+    before = sampled.read_bytes()
+    with pytest.raises(UserError, match=r"is there, and not known to be of mri-synth refine\. Give --overwrite"):
+        run(content, output=sampled, style=style, words=small)
+    assert sampled.read_bytes() == before
+
+
+def test_an_output_above_the_inputs_hides_none_of_them(tmp_path: Path) -> None:
+    content, style = pictures(tmp_path / "c", 2), pictures(tmp_path / "s", 2)
+    pairs = find([content], str(style), tmp_path, 0)
+    assert [p.output for p in pairs] == [tmp_path / f"sample_{k:06d}.png" for k in range(2)]
+    pictures(content / "out", 3, start=5)
+    assert len(find([content], str(content), content / "out", 0)) == 2  # below them it holds no input
+    with pytest.raises(UserError, match="is the folder of the styles itself"):
+        find([content], str(style), style, 0)
 
 
 def test_one_bad_file_is_reported_and_the_rest_is_done(tmp_path: Path, small: list[str]) -> None:

@@ -387,6 +387,43 @@ def test_memorisation_and_kid_with_their_intervals() -> None:
     assert "SIMULATED" not in text
 
 
+def test_the_card_names_no_patient_and_no_folder() -> None:
+    from mri_synth.release_card import _limits, _tested
+
+    about = {"spec": DataSpec(size=32, contrasts=("T1",)).to_dict(), "simulated": False}
+    warnings = [
+        "data/Jane Doe/T1.nii.gz: not used: damaged or not NIfTI (/data/Jane Doe/T1.nii.gz)",
+        "sub-smith_T1w.nii: not used: every voxel is 0",
+        "and 3 more files that were not used; split.csv lists them",
+        "dropped: subject in train and test: smith/a.nii and smith/b.nii",
+        "3 of 9 test files were training files of /home/Jane Doe/runs/best.ckpt: the test scores are no measure of "
+        "what it does on unseen data. Use its split: data.split.by=given data.split.file=<its run>/split.csv",
+        "no comparison: my runs/Jane Doe/vae.ckpt: samples nothing; mend Jane Doe.nii.gz",
+        "feature collapse: val/feature_std is 0.1 at step 3. Remedies, in this order: a lower model.lr",
+    ]
+    notes = ["features: encoder of C:\\Jane\\best.ckpt"]
+    text = _limits(about, {"warnings": warnings, "generation": {"notes": notes}})
+    assert not any(word in text.lower() for word in ("jane", "smith", "home", "my runs", ".nii"))
+    for line in (
+        "- 5 files were not used",
+        "- 1 item was dropped, since",
+        "- 3 of 9 test files were training files of another checkpoint: the test scores are no measure",
+        "- no comparison: vae.ckpt: samples nothing; a file",
+        "- feature collapse: val/feature_std is 0.1 at step 3. Remedies, in this order: a lower",
+        "- features: best.ckpt",
+    ):
+        assert line in text
+    assert "after its training. Whether it was looked at before, by other runs" in _tested({"task": "fit"})
+    assert "without training" in _tested({"task": "test"})
+
+
+def test_released_settings_name_no_folder() -> None:
+    given = {"first_stage": {"path": "runs/Jane Doe/best.ckpt"}, "vgg": "/home/jane/vgg.pth", "lr": 0.1,
+             "classes": ("MCI/AD",), "many": ["a/b.png", "none"]}  # fmt: skip
+    assert releases._public(given) == {"first_stage": {"path": "best.ckpt"}, "vgg": "vgg.pth", "lr": 0.1,
+                                       "classes": ("MCI/AD",), "many": ["b.png", "none"]}  # fmt: skip
+
+
 def test_the_command(trained: Any, tmp_path: Path) -> None:
     words = ["release", str(trained("vqvae")), "-o", str(tmp_path / "out"), "--licence", "CC0", "--no-onnx"]
     done = CliRunner().invoke(app, words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -189,7 +190,7 @@ def test_init_from_starts_at_the_weights_of_another_run(whole, tmp_path, compose
     a, b = weights(whole, "best.ckpt"), weights(tmp_path)
     assert all(torch.allclose(a[k], b[k], atol=1e-3) for k in a if k.startswith(("encoder", "decoder")))
     with pytest.raises(UserError, match="codebook_size=16 there, 32 here"):
-        run(compose(*overrides, "model.codebook_size=32"), tmp_path, overrides)
+        run(compose(*overrides, "model.codebook_size=32", "rerun=true"), tmp_path, overrides)
 
 
 def test_results_say_what_was_run_and_how_well(whole):
@@ -441,3 +442,32 @@ def test_kill_9_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, tmp_p
     a, b = weights(whole), weights(folder)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not list(folder.glob(".*.partial"))
+
+
+def test_a_finished_run_is_not_overwritten_and_a_held_one_not_taken_away(tmp_path, compose):
+    """The same folder twice: refused, and all is as it was; while another process is in it, a check leaves it there."""
+    from mri_synth import identity
+
+    words = ["trainer=smoke", "logger=csv", "data.subjects=[3,2,2]", "data.size=16", "trainer.progress=false"]
+    run(compose(*words), tmp_path / "run", words)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="holds a finished run; give another hydra"):
+        run(compose(*words), tmp_path / "run", words)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    (tmp_path / "held").mkdir()
+    with identity.held(tmp_path / "held"):
+        run(compose("task=check"), tmp_path / "held", [])
+        assert (tmp_path / "held").is_dir()
+    run(compose("task=check"), tmp_path / "held", [])
+    assert not (tmp_path / "held").exists()
+
+
+def test_a_run_killed_before_its_test_keeps_the_values_of_its_validation(whole, tmp_path, compose):
+    """Nothing is left to train: what the report says of validation comes from the curves."""
+    shutil.copytree(whole, tmp_path / "run")
+    before = json.loads((tmp_path / "run/results.json").read_text())["metrics"]
+    words = [f"resume={tmp_path / 'run'}"]
+    run(compose(*words), tmp_path / "run", words)
+    after = json.loads((tmp_path / "run/results.json").read_text())["metrics"]
+    assert {k for k in before if k.startswith("val/")} <= set(after)
+    assert after["val/ssim"] == pytest.approx(before["val/ssim"], abs=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from soak.kills import ORDER, TRAINED, Kills
 from soak.whole import half_written, left_over, other_files, other_run
 
 from mri_synth import config
+from mri_synth.data.nifti import whole_file
 
 
 def test_every_model_and_data_set_is_small_there() -> None:
@@ -91,9 +93,29 @@ def test_a_command_ends_with_its_status(tmp_path: Path) -> None:
     assert "model=none" in commands.tail(tmp_path / "log")
 
 
+def test_what_a_killed_process_was_writing_goes_when_it_is_old(tmp_path: Path) -> None:
+    old, young = (layouts.text(tmp_path / f".part-{n}-a.json", "{") for n in (1, 2))
+    os.utime(old, (0, 0))
+    with whole_file(tmp_path / "a.json") as part:
+        part.write_text("{}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [young.name, "a.json"]
+
+
+@pytest.mark.slow
+def test_a_run_begun_again_in_its_folder_has_its_rows_once(tmp_path: Path) -> None:
+    """One that was killed before its first checkpoint is started anew there."""
+    words = [*pairs.words("vqvae", "oasis", {}, small.data_sets(tmp_path / "data")), *pairs.SHORT, "hydra.run.dir=run"]
+    for _ in range(2):
+        assert commands.play(words, tmp_path / "cwd", tmp_path / "log")[0] == 0, commands.tail(tmp_path / "log")
+    run = tmp_path / "cwd/run"
+    rows = [x.split(",")[0:3:2] for x in (run / "metrics.csv").read_text().splitlines() if ",train/" in x]
+    assert len(set(map(tuple, rows))) == len(rows) > 10
+    assert half_written(run) == []
+
+
 @pytest.mark.slow
 def test_three_kills(tmp_path: Path) -> None:
-    player = Kills(tmp_path / "kills", small.data_sets(tmp_path / "data"), seed=5)
+    player = Kills(tmp_path / "kills", small.data_sets(tmp_path / "data"), seed=11)
     for number, name in enumerate(ORDER[:3]):
         line, wrong = player.kill(number, name)
         assert not wrong, f"{line}\n{wrong}"

@@ -437,6 +437,9 @@ def test_the_layout_of_a_folder_is_kept_and_names_do_not_clash(tmp_path, checkpo
         "p1/synthetic_T2.nii", "p2/T1_brain_synthetic_T2.nii.gz", "p2/T1_synthetic_T2.nii.gz"]  # fmt: skip
     again = run(checkpoint(size=24), [tmp_path / "in"], tmp_path / "in/out")  # what was made is no source
     assert len(again) == 3
+    above = run(checkpoint(size=24), [tmp_path / "in"], tmp_path)  # and hides nothing where it holds the input
+    assert (tmp_path / "p1/synthetic_T2.nii").exists()
+    assert len(above) > 3  # those of in/out too
 
 
 def test_names_that_say_nothing_are_told_by_a_glob(tmp_path, checkpoint):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mri_synth.metrics.scores import summarise
+from mri_synth.metrics.scores import LEAST_SUBJECTS
 
 STYLED = "_styled"
 """Ending of a row with style transfer."""
@@ -71,7 +71,7 @@ def accuracy(logits: Tensor, group: Tensor) -> Tensor:
 
 def table(
     rows: Sequence[Row], by_seed: Mapping[str, Sequence[float]], right: Mapping[str, NDArray[np.float64]],
-    subjects: Sequence[str], kids: Mapping[str, Any], about: Mapping[str, Any],
+    group: NDArray[np.int64], subjects: Sequence[str], kids: Mapping[str, Any], about: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """What came of every training set, for report and results.
 
@@ -79,6 +79,7 @@ def table(
         rows: of the table.
         by_seed: name to the accuracy of each classifier.
         right: name to (N,) shares of classifiers that told a real test image right, of rows that tell groups apart.
+        group: (N,) of the test images.
         subjects: (N,) whose image it is.
         kids: name of a set to its KID and interval.
         about: "n_per_class", "style_steps", "style_content", "published", "groups", "space", "simulated".
@@ -87,8 +88,8 @@ def table(
         Plain values: "tables", each with title, head and rows; "bars", each with title, labels and heights in percent;
         "notes", sentences.
     """
-    fitted = [[r.name.replace("_", " "), _percent(by_seed[r.name]), *_interval(right[r.name], subjects),
-               *_gain(r.name, right, subjects)] for r in rows if not r.told]  # fmt: skip
+    fitted = [[r.name.replace("_", " "), _percent(by_seed[r.name]), *_interval(right[r.name], group, subjects),
+               *_gain(r.name, right, group, subjects)] for r in rows if not r.told]  # fmt: skip
     head = ["trained on", "accuracy %, mean ± sd of seeds", "95 % CI by subject", "gain over", "gain, points",
             "95 % CI of the gain"]  # fmt: skip
     title = f"Told apart on {len(subjects)} real test images: {' against '.join(about['groups'])}"
@@ -132,6 +133,7 @@ def _notes(about: Mapping[str, Any]) -> list[str]:
         "Border and histogram: a linear classifier that sees no anatomy. Where it comes near the others, "
         "groups differ in how their files were made, and no accuracy here says that disease was seen."
     )
+    notes.append("KID is against test images with as many of each group.")
     if about["simulated"]:
         notes.append("All images are simulated.")
     return notes
@@ -142,19 +144,53 @@ def _percent(values: Sequence[float]) -> str:
     return f"{100 * np.mean(values):.1f}{spread}"
 
 
-def _interval(values: NDArray[np.float64], subjects: Sequence[str]) -> list[str | None]:
-    ci = summarise(values, subjects)["ci"]
+def balanced(
+    right: NDArray[np.float64], group: NDArray[np.int64], subjects: Sequence[str], draws: int = 2000
+) -> tuple[float, list[float] | None]:
+    """Accuracy in which every group counts alike, and an interval from resampling subjects.
+
+    `a = mean_g mean_{i in g} right_i`, the groups' means taken anew in every resample
+
+    Args:
+        right: (N,) of each image.
+        group: (N,) from 0 on.
+        subjects: (N,) whose image it is.
+        draws: bootstrap resamples of the subjects.
+
+    Returns:
+        The accuracy, and [2.5 %, 97.5 %], None for fewer than LEAST_SUBJECTS subjects.
+    """
+    names, who = np.unique(np.asarray(subjects, str), return_inverse=True)
+    sums = np.zeros((int(group.max()) + 1, len(names)))
+    counts = sums.copy()
+    np.add.at(sums, (group, who), right)
+    np.add.at(counts, (group, who), 1)
+    here = counts.sum(1) > 0
+    value = float((sums[here].sum(1) / counts[here].sum(1)).mean())
+    if len(names) < LEAST_SUBJECTS:
+        return value, None
+    pick = np.random.default_rng(0).integers(len(names), size=(draws, len(names)))
+    totals, seen = sums[here][:, pick].sum(2), counts[here][:, pick].sum(2)
+    means = np.where(seen > 0, totals / np.maximum(seen, 1), np.nan)
+    return value, [float(q) for q in np.quantile(np.nanmean(means, 0), [0.025, 0.975])]
+
+
+def _interval(values: NDArray[np.float64], group: NDArray[np.int64], subjects: Sequence[str]) -> list[str | None]:
+    ci = balanced(values, group, subjects)[1]
     return [None if ci is None else f"{100 * ci[0]:.1f} to {100 * ci[1]:.1f}"]
 
 
-def _gain(name: str, right: Mapping[str, NDArray[np.float64]], subjects: Sequence[str]) -> list[str | None]:
+def _gain(
+    name: str, right: Mapping[str, NDArray[np.float64]], group: NDArray[np.int64], subjects: Sequence[str]
+) -> list[str | None]:
     """Against the same without style transfer, or against real images alone; image by image, so that what is hard for
     both counts for neither."""
     other = name.removesuffix(STYLED) if name.endswith(STYLED) else "real"
     if name in ("real", "border"):
         return [None, None, None]
     difference = right[name] - right[other]
-    return [other.replace("_", " "), f"{100 * difference.mean():+.1f}", *_interval(difference, subjects)]
+    points = balanced(difference, group, subjects)[0]
+    return [other.replace("_", " "), f"{100 * points:+.1f}", *_interval(difference, group, subjects)]
 
 
 def _kid(found: Any) -> list[Any]:

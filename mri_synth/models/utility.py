@@ -6,6 +6,7 @@ with and without style transfer; and how well a fresh classifier tells synthetic
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -25,8 +26,10 @@ from mri_synth.errors import UserError
 from mri_synth.metrics.utility import STYLED, Row, accuracy, rows, table
 from mri_synth.models.base import SynthModule
 from mri_synth.networks.classifier import BorderAndHistogram, Classifier
-from mri_synth.synthetic_sets import ClassSet, Content, Generator, cached, real_items, restyled
+from mri_synth.synthetic_sets import ClassSet, Content, Generator, cached, real_items, restyled, sha256_of
 
+KID_EACH = 500
+"""Test images of each group that KID is taken against, at most."""
 _STREAM = 1 << 33
 """Between the seeds of what is drawn here: a run's own seed is smaller."""
 
@@ -84,7 +87,7 @@ class Utility(SynthModule):
         self.networks_of = nn.ModuleDict({
             row.name: nn.ModuleList(self._network(row, width) for _ in range(seeds)) for row in self.rows
         })  # fmt: skip
-        measured = "accuracy on real test images, every group counting alike"
+        measured = "share of the real test images that are told right"
         self.protocols = {row.name: f"{measured}, {row.what}" for row in self.rows}  # type: ignore[misc]
         self.sets: dict[str, ClassSet] = {}
         self.held: dict[str, Tensor] = {}
@@ -110,6 +113,9 @@ class Utility(SynthModule):
                  "model=dcgan model.condition=label, and give its outputs/<run>/best.ckpt"
                  for name, path in (arguments.get("generators") or {}).items()
                  if not Path(str(path)).is_file()]  # fmt: skip
+        found += [f"model.generators.{name}: not a name of a row; allowed: letters, digits and -, a letter first, and "
+                  "neither real nor border" for name in arguments.get("generators") or {}
+                  if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", str(name)) or name in ("real", "border")]  # fmt: skip
         groups = arguments.get("groups")
         if groups is not None and (len(groups) < 2 or not all(groups)):
             found.append(f"model.groups={groups}: two groups or more, each of one class or more, such as "
@@ -185,7 +191,7 @@ class Utility(SynthModule):
         if steps := h["style_steps"]:
             pair = (own.image, made[""])
             content, style = pair if h["style_content"] == "real" else pair[::-1]
-            about |= {"steps": steps, "content": h["style_content"]}
+            about |= {"steps": steps, "content": h["style_content"], "vgg": h["vgg"] and sha256_of(Path(h["vgg"]))}
             made[STYLED] = cached(data, about, lambda: restyled(data, content, style, steps, h["vgg"]))
         return made
 
@@ -240,16 +246,18 @@ class Utility(SynthModule):
     # -- test --------------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        """Rows have their protocols from here on."""
+        """Nothing is told yet."""
         self.right: dict[str, list[Tensor]] = {row.name: [] for row in self.rows}
+        self.weights: list[Tensor] = []
 
     def item_scores(self, batch: Batch) -> dict[str, Tensor]:
-        """The share of a row's classifiers that tell each real test image right, times the image's weight."""
+        """The share of a row's classifiers that tell each real test image right."""
         assert batch.label is not None
-        group, weight, scores = self.group_of.to(batch.label.device)[batch.label], self._weights(batch), {}
+        group, scores = self.group_of.to(batch.label.device)[batch.label], {}
+        self.weights.append(self._weights(batch))
         for row in self.rows:
             logits = torch.stack([network(batch.image) for network in self._of(row)])
-            right = accuracy(logits, torch.zeros_like(group)) if row.told else accuracy(logits, group) * weight
+            right = accuracy(logits, torch.zeros_like(group) if row.told else group)
             self.right[row.name].append(right)
             if not row.told:
                 scores[row.name] = right.mean(0)
@@ -258,8 +266,9 @@ class Utility(SynthModule):
     def on_test_epoch_end(self) -> None:
         """Accuracies of each classifier: on real test images; of what tells real from synthetic, the mean over both."""
         super().on_test_epoch_end()
+        weight = torch.cat(self.weights)
         for row in self.rows:
-            own = torch.cat(self.right[row.name], 1).mean(1)
+            own = (torch.cat(self.right[row.name], 1) * (1 if row.told else weight)).mean(1)
             if self.trainer.world_size > 1:
                 gathered: Any = self.all_gather(own)
                 own = gathered.mean(0)
@@ -288,15 +297,20 @@ class Utility(SynthModule):
             from mri_synth.metrics.kid import kernels, kid, kid_interval
 
             view = data.view("test")
-            real = view.__getitems__(list(range(len(view))))
-            vectors = found[0](real.image).numpy()
-            for name in self.held:
-                k = kernels(found[0](self.sets[name].image).numpy(), vectors)
-                kids[name] = [kid(k), kid_interval(k, real.subject)]
+            label = torch.from_numpy(view.store.table["label"][view.rows]).long()
+            each = int(torch.bincount(self.group_of[label], minlength=len(self.tasks)).min())
+            items = real_items(view, self.group_of, min(each, KID_EACH), self.seed, "test") if each > 1 else []
+            if items:
+                real = view.__getitems__(items)
+                vectors = found[0](real.image).numpy()
+                for name in self.held:
+                    k = kernels(found[0](self.sets[name].image).numpy(), vectors)
+                    kids[name] = [kid(k), kid_interval(k, real.subject)]
         about = {**self.hparams, "groups": ["/".join(g) for g in self.tasks], "simulated": self.spec.simulated,
                  "space": found[0].name if found else missing}  # fmt: skip
-        subjects = data.view("test").subjects[self.test_results["index"]].tolist()
-        return table(self.rows, self.by_seed, self.test_results, subjects, kids, about)
+        view, index = data.view("test"), self.test_results["index"]
+        group = self.group_of.numpy()[view.store.table["label"][view.rows[index]]]
+        return table(self.rows, self.by_seed, self.test_results, group, view.subjects[index].tolist(), kids, about)
 
     def configure_optimizers(self) -> Any:
         """Adam; what one classifier learns does not depend on the others."""

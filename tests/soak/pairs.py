@@ -40,14 +40,15 @@ def words(model: str, data: str, checkpoints: Mapping[str, Path], root: Path) ->
     """Of a small run; `checkpoints`: model to best.ckpt, of what it needs."""
     needed = [f"model.{argument}={checkpoints[m]}" for argument, m in small.NEEDS.get(model, {}).items()]
     vgg = [f"model.vgg={root / 'vgg.pth'}"] if model in ("style_transfer", "utility") else []
-    place = [] if data == "phantom" else [f"data.root={root / data}"]
+    folder, about = small.ELSEWHERE.get((model, data), (data, small.DATA[data]))
+    place = [] if data == "phantom" else [f"data.root={root / folder}"]
     return [
         "run",
         f"model={model}",
         f"data={data}",
         *place,
         *small.RUN,
-        *small.DATA[data],
+        *about,
         *small.MODELS[model],
         *needed,
         *vgg,

@@ -42,11 +42,18 @@ DATA = {
     "phantom": ["data.preset=custom", "data.subjects=[4,2,2]", "data.slices_per_subject=5",
                 "data.lesion_radius_mm=[12,20]"],
 }  # fmt: skip
+ELSEWHERE = {
+    ("mri_clip", "oasis"): ("oasis_volumes", [_SPLIT, "data.split.by=subject", "data.intensity.method=percentile"]),
+}
+"""Pairs that go with another layout of the data alone: captions of OASIS are of its table."""
 
 
 def data_sets(root: Path) -> Path:
     """Every data set but the simulated one, in its published layout, as $MRI_SYNTH_DATA; and a short VGG-19."""
     layouts.oasis_png(root / "oasis", {"train": [1, 2, 3, 4], "validate": [402, 403], "test": [441, 442]}, slices=5)
+    people = [f"{n:04d}_MR1" for n in range(1, 9)]
+    rows = "".join(f"OAS1_{p},{'FM'[n % 2]},R,{20 + 9 * n},,,,,1400,0.8,1.2,N/A\n" for n, p in enumerate(people))
+    layouts.oasis_volumes(root / "oasis_volumes", people, layouts.OASIS_TABLE.splitlines(keepends=True)[0] + rows)
     layouts.ixi(root / "ixi", [f"IXI{n:03d}-Guys-{700 + n:04d}" for n in range(1, 9)], table=None)
     layouts.brats(root / "brats", cases=range(1, 9))
     for n in range(1, 9):
