@@ -107,7 +107,8 @@ SMALL_MODEL = {
 # Only composed and checked: they need several processes, a GPU, a cluster, a key, a download or 40 subjects, and have
 # tests of their own.
 ONLY_CHECKED = re.compile(
-    r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher|data\.(download=true|split\.file=preset)|model=style_t|compare_|seed_004_table"
+    r"-m$|trainer=(gpu|ddp)|logger\.mode=online|hydra/launcher|data\.(download=true|split\.file=preset)|model=style_t"
+    r"|experiment=(compare_|seed_004_table)"
 )
 
 
@@ -353,7 +354,7 @@ def test_every_run_runs(words, bring, data, tmp_path, compose):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [w for w in RUNS if "-m" not in w and sweeps(w)], ids=" ".join)
+@pytest.mark.parametrize("words", [w for w in RUNS if sweeps(w) and not any(map(ONLY_CHECKED.match, w))], ids=" ".join)
 def test_every_experiment_that_is_a_sweep_ends_with_its_table(words, tmp_path, compose):
     searched = "n_trials" in compose(*words, return_hydra_config=True).hydra.sweeper
     words = [*small_form(words, compose), *(["hydra.sweeper.n_trials=2"] if searched else [])]
@@ -389,9 +390,8 @@ def test_every_verb_runs(words, bring, data, tmp_path):
         bring(["outputs/RUN", "outputs/VAE"])
     for name in ("sub-01_T1w", "patient", "real_T2"):
         layouts.nifti(tmp_path / f"{name}.nii.gz", 5)
-    layouts.pictures(tmp_path / "brains", {".": 8})
-    for name in ("real", "train"):
-        layouts.pictures(tmp_path / f"my/{name}", {".": 12})
+    for name in ("my/real", "my/train", "brains") if words[0] == "evaluate" else ():
+        layouts.pictures(tmp_path / name, {".": 12})
     small = {"describe": ["data.size=32"], "sample": ["-n", "4"], "imagine": ["--steps", "2"],
              "evaluate": ["--features", "pixels", "-n", "8"]}.get(words[0], [])  # fmt: skip
     words = data(words)

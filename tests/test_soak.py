@@ -103,10 +103,12 @@ def test_what_a_killed_process_was_writing_goes_when_it_is_old(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_run_begun_again_in_its_folder_has_its_rows_once(tmp_path: Path) -> None:
-    """One that was killed before its first checkpoint is started anew there."""
+    """As one that was killed before its first checkpoint: it is started anew there."""
     words = [*pairs.words("vqvae", "oasis", {}, small.data_sets(tmp_path / "data")), *pairs.SHORT, "hydra.run.dir=run"]
-    for _ in range(2):
-        assert commands.play(words, tmp_path / "cwd", tmp_path / "log")[0] == 0, commands.tail(tmp_path / "log")
+    for more in ([], ["rerun=true"]):
+        assert commands.play([*words, *more], tmp_path / "cwd", tmp_path / "log")[0] == 0, commands.tail(
+            tmp_path / "log"
+        )
     run = tmp_path / "cwd/run"
     rows = [x.split(",")[0:3:2] for x in (run / "metrics.csv").read_text().splitlines() if ",train/" in x]
     assert len(set(map(tuple, rows))) == len(rows) > 10
