@@ -49,9 +49,10 @@ def main() -> None:
         try:
             with launching.idempotent(sweep):
                 _hydra()
-        except Exception:
+        except Exception as error:
             if not sweep.failed:  # else it is theirs, or a search's that has no trial left
                 raise
+            log.info("the sweep ended with: %s", error)
         if sweep.failed:
             _end(sweep.said(), 2)
     except (UserError, HydraException) as error:
