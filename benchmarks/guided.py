@@ -25,12 +25,12 @@ from torch.nn import functional
 
 from benchmarks.common import alternate, speedup, store
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.devices import computes_in_bf16
 from mri_synth.guides import Guide
 from mri_synth.models.canvas import paint
 from mri_synth.models.clip_guided import ClipGuided
 from mri_synth.models.latent_space import LatentSpace
 from mri_synth.models.vqvae import VQVAE
-from mri_synth.trainer import computes_in_bf16
 
 TEXT = "axial T2 slice"
 LR = 0.1

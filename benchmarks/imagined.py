@@ -31,6 +31,7 @@ from benchmarks.guided import random_guide
 from mri_synth import drawing
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.phantom import Phantom
+from mri_synth.devices import computes_in_bf16
 from mri_synth.guides import Guide, guide
 from mri_synth.imagine import settings_of
 from mri_synth.models.canvas import paint
@@ -38,7 +39,6 @@ from mri_synth.models.clip_guided import ClipGuided, space_of
 from mri_synth.models.latent_space import LatentSpace
 from mri_synth.models.vqvae import VQVAE
 from mri_synth.networks.classifier import Classifier
-from mri_synth.trainer import computes_in_bf16
 
 STRANGERS = 9000
 """Seed of the phantoms of this benchmark; those of the data set have another."""

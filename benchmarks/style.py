@@ -30,10 +30,10 @@ from torch.nn import functional
 from benchmarks.common import alternate, speedup, store
 from mri_synth import weights
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.devices import computes_in_bf16
 from mri_synth.models.canvas import paint
 from mri_synth.models.style_transfer import StyleTransfer
 from mri_synth.networks import vgg19
-from mri_synth.trainer import computes_in_bf16
 
 STYLE: list[Any] = ["conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1"]
 CONTENT = "conv4_2"

@@ -30,8 +30,8 @@ from mri_synth.data.scan import Scan
 from mri_synth.data.settings import IntensitySettings
 from mri_synth.models.unet_l1 import UNetL1
 from mri_synth.translate import one
-from mri_synth.translate_files import Job
-from mri_synth.translator import Options, Translator
+from mri_synth.translate.files import Job
+from mri_synth.translate.translator import Options, Translator
 
 OVERLAP, BATCH = 0.25, 8
 

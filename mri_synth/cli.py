@@ -41,7 +41,7 @@ def leaderboard(
     top: Annotated[int, typer.Option(min=1, help="rows of each group on the terminal")] = 20,
 ) -> None:
     """All runs, ranked where data, split and protocol are the same, with differences, intervals and cost."""
-    from mri_synth.leaderboard_page import leaderboard as work
+    from mri_synth.leaderboard.page import leaderboard as work
 
     work(place, output, by or (), top)
     if output is not None:
@@ -148,7 +148,7 @@ def translate(
     """One contrast from others: whole volumes, in the source's grid and header, going on where it was stopped."""
     from mri_synth.translate import said
     from mri_synth.translate import translate as work
-    from mri_synth.translator import Options
+    from mri_synth.translate.translator import Options
 
     given = dict(word.partition("=")[::2] for word in source or ())
     if len(given) < len(source or ()):
@@ -231,7 +231,7 @@ def refine(
 ) -> None:
     """Style transfer as a last step: samples in the style of real images, or real ones in that of samples."""
     from mri_synth.refine import refine as work
-    from mri_synth.refine_outputs import said
+    from mri_synth.refine.outputs import said
 
     states = []
     for outcome in work(inputs, output, style=style, settings=set_ or (), seed=seed, size=size, plane=plane,
@@ -297,7 +297,7 @@ def release(
     import hashlib
 
     from mri_synth.release import release as work
-    from mri_synth.release_loader import MANIFEST
+    from mri_synth.release.loader import MANIFEST
 
     typer.echo(work(checkpoint, output, licence=licence, use=use, onnx=onnx))
     typer.echo(f"SHA-256 of {MANIFEST}: {hashlib.sha256((output / MANIFEST).read_bytes()).hexdigest()}")

@@ -1,6 +1,8 @@
-"""Where a verb computes."""
+"""Where one computes, and in which precision."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -27,3 +29,31 @@ def device_of(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name}: not usable here ({str(error).splitlines()[0]}). Use auto or cpu.") from error
     return device
+
+
+def computes_in_bf16(on_gpu: bool) -> bool:
+    """Whether bf16 arithmetic is in the hardware, and not emulated.
+
+    Args:
+        on_gpu: ask the GPU, else the CPU.
+
+    Returns:
+        True from Ampere (compute capability 8) on, or on CPUs with AVX512-BF16 or AMX.
+    """
+    if on_gpu:
+        return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def in_bf16(precision: str, place: torch.device) -> bool:
+    """Whether to compute in bf16.
+
+    Args:
+        precision: "auto", "bf16" or "32".
+        place: the device.
+
+    Returns:
+        True for "bf16", and for "auto" where the device has it in hardware.
+    """
+    return precision == "bf16" or (precision == "auto" and computes_in_bf16(place.type == "cuda"))

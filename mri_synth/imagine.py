@@ -23,14 +23,13 @@ from mri_synth import __version__, config, drawing, plots
 from mri_synth.data import identity
 from mri_synth.data.batch import Batch
 from mri_synth.data.nifti import whole_file
-from mri_synth.devices import device_of
+from mri_synth.devices import device_of, in_bf16
 from mri_synth.errors import UserError
 from mri_synth.guides import guide as load_guide
 from mri_synth.models.canvas import paint
 from mri_synth.models.clip_guided import ClipGuided, space_of
 from mri_synth.overrides import admit_unknown
 from mri_synth.sample import LAST_SEED
-from mri_synth.translator import in_bf16
 from mri_synth.walk import mp4
 
 log = logging.getLogger(__name__)

@@ -22,14 +22,13 @@ from mri_synth.data.settings import Source
 from mri_synth.data.store import MASK
 from mri_synth.data.stored import cache_folder
 from mri_synth.data.views import Images, Pairs, Reading
-from mri_synth.devices import device_of
+from mri_synth.devices import device_of, in_bf16
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 from mri_synth.models.canvas import paint
 from mri_synth.models.checkpoint import load_model
 from mri_synth.outputs import table_hash
 from mri_synth.sample import draw
-from mri_synth.translator import in_bf16
 
 log = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from mri_synth.callbacks.pictures import Pictures
 from mri_synth.callbacks.sentinels import NonFinite
 from mri_synth.callbacks.unpaired import Unfaithful, goes_back
 from mri_synth.callbacks.watches import make_sentinels
+from mri_synth.devices import computes_in_bf16
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 
@@ -166,21 +167,6 @@ def require_device(accelerator: str) -> None:
     if missing:
         raise UserError(f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no such device here; "
                         "say trainer=cpu, or trainer=auto to take what there is")  # fmt: skip
-
-
-def computes_in_bf16(on_gpu: bool) -> bool:
-    """Whether bf16 arithmetic is in the hardware, and not emulated.
-
-    Args:
-        on_gpu: ask the GPU, else the CPU.
-
-    Returns:
-        True from Ampere (compute capability 8) on, or on CPUs with AVX512-BF16 or AMX.
-    """
-    if on_gpu:
-        return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 8
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 class Layout(pl.Callback):

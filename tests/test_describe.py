@@ -15,7 +15,7 @@ from mri_synth.data.base import MRIDataModule
 from mri_synth.data.scan import Scan
 from mri_synth.data.settings import IntensitySettings, SliceSettings, SplitSettings
 from mri_synth.describe import describe, describe_overrides, gather, three_planes
-from mri_synth.describe_page import Description, Sheet, Views, build, distinct
+from mri_synth.describe.page import Description, Sheet, Views, build, distinct
 from mri_synth.errors import UserError
 from mri_synth.outputs import table_hash
 

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from mri_synth import drawing, evaluate_figures, evaluate_utility
+from mri_synth import drawing
 from mri_synth.cli import app
 from mri_synth.data.stored import cache_folder
 from mri_synth.errors import UserError
-from mri_synth.evaluate import evaluate
-from mri_synth.evaluate_figures import by_subject
-from mri_synth.evaluate_folder import Reading
-from mri_synth.evaluate_images import ImageSet
-from mri_synth.evaluate_sources import open_set
+from mri_synth.evaluate import evaluate, figures, usefulness
+from mri_synth.evaluate.figures import by_subject
+from mri_synth.evaluate.folder import Reading
+from mri_synth.evaluate.images import ImageSet
+from mri_synth.evaluate.sources import open_set
 from mri_synth.metrics.appearance import FLOOR, compared, histograms, radial_power, spectrum_distance, wasserstein
 from mri_synth.run import run
 
@@ -252,7 +252,7 @@ def test_figures_by_subject_are_of_images_drawn_at_random(
     found = [by_subject(images, images, vectors, 3, most=40, seed=seed)["by_subject"]["real"] for seed in (0, 0, 1)]
     assert {name: 10 < n < 30 for name, n, _ in found[0]} == {"first": True, "second": True}
     assert found[0] == found[1] != found[2]
-    monkeypatch.setattr(evaluate_figures, "MOST", 20)
+    monkeypatch.setattr(figures, "MOST", 20)
     notes = judged(real, fake, tmp_path / "out")["notes"]
     assert "figures by subject are of 20 of the 24 real images, drawn at random by the seed" in notes
 
@@ -331,9 +331,9 @@ def test_fakes_of_the_wrong_class_are_good_for_nothing(tmp_path: Path, monkeypat
         write(tmp_path / f"real/{('none', 'tumour')[marked]}/p{k}.png", brain(k, marked))
         write(tmp_path / f"right/{('none', 'tumour')[marked]}/f{k}.png", brain(3000 + k, marked))
         write(tmp_path / f"wrong/{('tumour', 'none')[marked]}/f{k}.png", brain(3000 + k, marked))
-    monkeypatch.setattr(evaluate_utility, "STEPS", 100)
-    monkeypatch.setattr(evaluate_utility, "BATCH", 12)
-    monkeypatch.setattr(evaluate_utility, "SEEDS", 1)
+    monkeypatch.setattr(usefulness, "STEPS", 100)
+    monkeypatch.setattr(usefulness, "BATCH", 12)
+    monkeypatch.setattr(usefulness, "SEEDS", 1)
     right, wrong = (judged(tmp_path / "real", tmp_path / n, tmp_path / f"{n}_out", with_utility=True)["utility"]
                     for n in ("right", "wrong"))  # fmt: skip
     assert 8 <= right["n_per_class"] == wrong["n_per_class"] <= 12  # of half of the real images
@@ -354,7 +354,7 @@ def test_what_is_trained_on_is_not_tested_on(tmp_path: Path, fake: Path, monkeyp
         person = f"p{k // 2:02d}" if k < 4 else f"q{k // 2:02d}"  # two of REAL's subjects, with other slices
         write(tmp_path / f"train/{name}/{person}_slice_{k % 2}.png", brain(31 if k == 6 else 5000 + k))  # and one image
     for name, value in (("STEPS", 1), ("BATCH", 2), ("SEEDS", 1)):
-        monkeypatch.setattr(evaluate_utility, name, value)
+        monkeypatch.setattr(usefulness, name, value)
     found = judged(tmp_path / "real", tmp_path / "fake", tmp_path / "out", train=str(tmp_path / "train"),
                    with_utility=True)["utility"]  # fmt: skip
     assert found["test_images"] == 32 - 4 - 1

@@ -265,7 +265,7 @@ def test_what_a_run_left_goes_before_another_begins_there(config: dict[str, Any]
 
 def test_needs_no_torch() -> None:
     code = (
-        "import sys, mri_synth.identity, mri_synth.launching, mri_synth.leaderboard_page; print('torch' in sys.modules)"
+        "import sys, mri_synth.identity, mri_synth.launching, mri_synth.leaderboard.page; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from mri_synth.cli import app
 from mri_synth.errors import UserError
 from mri_synth.leaderboard import boards, direction, read_runs
-from mri_synth.leaderboard_page import AfterSweep, leaderboard
+from mri_synth.leaderboard.page import AfterSweep, leaderboard
 from mri_synth.table import SweepTable, note_elsewhere, note_failed, read_sweep
 
 BASE: dict[str, Any] = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from mri_synth import fit, report_habits, table
+from mri_synth import fit, table
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.phantom import Phantom
 from mri_synth.metrics import protocols
@@ -22,6 +22,7 @@ from mri_synth.metrics.protocols import AT, HABITS, full_scores, habit_details, 
 from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, image_scores
 from mri_synth.metrics.ssim import foreground_mae, foreground_nmse, foreground_psnr, uniform_ssim
 from mri_synth.models.base import SynthModule
+from mri_synth.report import habits as report_habits
 from mri_synth.weights import find
 
 Array = NDArray[np.float64]

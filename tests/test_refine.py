@@ -23,9 +23,9 @@ from mri_synth.cli import app
 from mri_synth.errors import UserError
 from mri_synth.models.style_images import read_style
 from mri_synth.refine import refine
-from mri_synth.refine_files import find
-from mri_synth.refine_outputs import Outcome
-from mri_synth.restyler import Restyler, settings
+from mri_synth.refine.files import find
+from mri_synth.refine.outputs import Outcome
+from mri_synth.refine.restyler import Restyler, settings
 
 SIZE = 32
 
@@ -138,7 +138,7 @@ def test_what_is_there_is_not_made_again(tmp_path: Path, small: list[str], monke
         path.write_text(json.dumps(about))
 
     with monkeypatch.context() as patch:
-        patch.setattr("mri_synth.refine_outputs.write_json", killed)
+        patch.setattr("mri_synth.refine.outputs.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             run(content, output=out, style=style, words=small, batch_size=1)
     assert not list(out.glob(".part*"))

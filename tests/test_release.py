@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from mri_synth import release as releases
-from mri_synth import release_export, release_loader
 from mri_synth.cli import app
 from mri_synth.data.batch import DataSpec
 from mri_synth.errors import UserError
@@ -29,14 +28,15 @@ from mri_synth.models.dcgan import DCGAN
 from mri_synth.models.encoder import Encoder
 from mri_synth.models.progan import ProGAN
 from mri_synth.models.style_gan import StyleTransferGAN
-from mri_synth.release import load_release, model_of, release
-from mri_synth.release_export import TOLERANCE
-from mri_synth.release_loader import MANIFEST, ReleaseError, manifest_of, verify
-from mri_synth.release_operations import fixed_inputs, operations
+from mri_synth.release import graphs, load_release, model_of, release
+from mri_synth.release import loader as release_loader
+from mri_synth.release.graphs import TOLERANCE
+from mri_synth.release.loader import MANIFEST, ReleaseError, manifest_of, verify
+from mri_synth.release.operation import fixed_inputs, operations
 from mri_synth.run import run
 from mri_synth.weights.tensors import read_tensors, write_tensors
 
-ONNX = all(find_spec(name) for name in release_export.ONNX_PACKAGES)
+ONNX = all(find_spec(name) for name in graphs.ONNX_PACKAGES)
 
 
 @pytest.fixture(scope="session")
@@ -181,11 +181,9 @@ def test_onnx_gives_the_same(trained: Any, tmp_path: Path, model: str) -> None:
         assert about["difference"]["onnx"] <= TOLERANCE
         inputs = fixed_inputs(operation, 5)
         with torch.no_grad():
-            near(
-                release_export.onnx_outputs(folder / about["onnx"], about["batch"])(inputs), operation.network(*inputs)
-            )
+            near(graphs.onnx_outputs(folder / about["onnx"], about["batch"])(inputs), operation.network(*inputs))
     assert b"/home" not in (folder / about["onnx"]).read_bytes()
-    assert str(Path(release_export.__file__).parent).encode() not in (folder / about["onnx"]).read_bytes()
+    assert str(Path(graphs.__file__).parent).encode() not in (folder / about["onnx"]).read_bytes()
 
 
 @pytest.mark.slow
@@ -274,8 +272,8 @@ def test_outputs_that_differ_are_not_released(trained: Any, tmp_path: Path, monk
         finally:
             operation.network = right
 
-    program = release_export._program
-    monkeypatch.setattr(release_export, "_program", wrong)
+    program = graphs._program
+    monkeypatch.setattr(graphs, "_program", wrong)
     with pytest.raises(UserError, match=r"reconstruct\.pt2: its outputs differ by 0\.0002 .*nothing was written"):
         release(trained("vqvae"), tmp_path / "out", onnx=False)
     assert list(tmp_path.iterdir()) == []
@@ -349,7 +347,7 @@ def test_the_card_says_what_the_run_found(released: Any, trained: Any) -> None:
     for path in released("vqvae")[0].iterdir():
         content = path.read_bytes()
         assert str(trained("vqvae").parent).encode() not in content, f"{path.name} says where its author's files lie"
-        assert str(Path(release_export.__file__).parent).encode() not in content
+        assert str(Path(graphs.__file__).parent).encode() not in content
 
 
 @pytest.mark.slow
@@ -364,7 +362,7 @@ def test_figures_of_another_checkpoint_are_not_taken(trained: Any, tmp_path: Pat
 
 
 def test_memorisation_and_kid_with_their_intervals() -> None:
-    from mri_synth.release_card import card
+    from mri_synth.release.model_card import card
     from mri_synth.run_folder import Run
 
     spec = DataSpec(size=32, contrasts=("T1",)).to_dict()
@@ -388,7 +386,7 @@ def test_memorisation_and_kid_with_their_intervals() -> None:
 
 
 def test_the_card_names_no_patient_and_no_folder() -> None:
-    from mri_synth.release_card import _limits, _tested
+    from mri_synth.release.model_card import _limits, _tested
 
     about = {"spec": DataSpec(size=32, contrasts=("T1",)).to_dict(), "simulated": False}
     warnings = [

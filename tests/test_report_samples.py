@@ -12,7 +12,7 @@ from pages import Page, assert_self_contained
 
 from mri_synth import drawing
 from mri_synth.report import render, write_report
-from mri_synth.report_samples import figures
+from mri_synth.report.samples import figures
 from mri_synth.run_folder import read_run
 
 MISSING = "samples are not judged: the weights <Inception> are not here. mri-synth weights get inception fetches them"

@@ -32,8 +32,8 @@ from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 from mri_synth.tiles import Tiles, convolutional, starts
 from mri_synth.translate import Outcome, translate
-from mri_synth.translate_names import output_name
-from mri_synth.translator import Options
+from mri_synth.translate.names import output_name
+from mri_synth.translate.translator import Options
 
 SEEN: list[tuple[int, ...]] = []
 Checkpoint = Callable[..., Path]

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from mri_synth.draws import normal, uniform
 from mri_synth.models.base import SynthModule
-from mri_synth.translator import known_options
+from mri_synth.translate.translator import known_options
 
 
 @dataclass(frozen=True, kw_only=True)

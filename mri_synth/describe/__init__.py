@@ -1,4 +1,4 @@
-"""What a data set is: reads a data module into a `Description`, of which `describe_page` makes one HTML page."""
+"""What a data set is: a data module read into a `Description`, of which `describe.page` makes one HTML page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mri_synth import config, html
-from mri_synth.describe_page import BINS, SPLITS, Description, Sheet, Views, build, spacing_text
+from mri_synth.describe.page import BINS, SPLITS, Description, Sheet, Views, build, spacing_text
 from mri_synth.errors import UserError
 from mri_synth.overrides import admit_unknown
 

@@ -24,10 +24,10 @@ from mri_synth.metrics.consistency import PROTOCOL, consistency
 from mri_synth.metrics.protocols import full_scores
 from mri_synth.metrics.scores import PROTOCOLS
 from mri_synth.through import Ready, back, mean_scores, ready, sidecar_of, unwindowed, write_json
-from mri_synth.translate_files import Job, find
-from mri_synth.translate_names import describe_derivatives, sources_field
-from mri_synth.translate_outputs import done, fingerprint, is_picture, units
-from mri_synth.translator import Options, Translator
+from mri_synth.translate.files import Job, find
+from mri_synth.translate.names import describe_derivatives, sources_field
+from mri_synth.translate.outputs import done, fingerprint, is_picture, units
+from mri_synth.translate.translator import Options, Translator
 
 SIGN = f"synthetic: mri_synth {__version__}"
 """How the description of every output begins."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from mri_synth import html, plots
 from mri_synth.html import Html
-from mri_synth.report_samples import _distributions
+from mri_synth.report.samples import _distributions
 
 MOST_ROWS = 30
 

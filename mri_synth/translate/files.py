@@ -15,7 +15,7 @@ from mri_synth.data.folder import Folder
 from mri_synth.data.names import PICTURES, examples, has_suffix
 from mri_synth.data.scan import Scan
 from mri_synth.errors import UserError
-from mri_synth.translate_names import has_bids_name, is_bids, output_name
+from mri_synth.translate.names import has_bids_name, is_bids, output_name
 
 log = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from mri_synth.data import identity
 from mri_synth.data.volume import AXES, Volume, check_target, read, to_slices
 from mri_synth.errors import UserError
 from mri_synth.models.style_images import Style, plane_of, read_style
-from mri_synth.refine_files import Pair, find, write_pairs
-from mri_synth.refine_outputs import Job, Outcome, figures, written
-from mri_synth.restyler import Restyler
+from mri_synth.refine.files import Pair, find, write_pairs
+from mri_synth.refine.outputs import Job, Outcome, figures, written
+from mri_synth.refine.restyler import Restyler
 from mri_synth.through import Ready, ready, sidecar_of
 from mri_synth.translate import check_writable, full
-from mri_synth.translate_outputs import done, is_picture
+from mri_synth.translate.outputs import done, is_picture
 
 MULTIPLE = 16
 """Frames have sides of so many pixels or a multiple, which pooling halves four times."""

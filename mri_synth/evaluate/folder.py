@@ -20,8 +20,8 @@ from mri_synth.data.settings import IntensitySettings, Plane
 from mri_synth.data.subjects import read_subjects
 from mri_synth.data.volume import AXES, WAY_OUT, Volume, read, to_slices
 from mri_synth.errors import UserError
-from mri_synth.evaluate_images import ImageSet
-from mri_synth.refine_files import _once, _tree
+from mri_synth.evaluate.images import ImageSet
+from mri_synth.refine.files import _once, _tree
 from mri_synth.sample import RECORD
 
 log = logging.getLogger(__name__)

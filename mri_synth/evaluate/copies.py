@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mri_synth.evaluate_figures import Looks, owners
-from mri_synth.evaluate_images import ImageSet, same_files, shared
+from mri_synth.evaluate.figures import Looks, owners
+from mri_synth.evaluate.images import ImageSet, same_files, shared
 from mri_synth.metrics import nearest
 from mri_synth.metrics.extraction import Array
 

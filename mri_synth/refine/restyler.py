@@ -16,14 +16,13 @@ from mri_synth import config, weights
 from mri_synth.data import identity
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.intensity import Array
-from mri_synth.devices import device_of
+from mri_synth.devices import device_of, in_bf16
 from mri_synth.errors import UserError
 from mri_synth.models.canvas import paint
 from mri_synth.models.style_region import changeable
 from mri_synth.models.style_transfer import StyleTransfer
 from mri_synth.networks import vgg19
 from mri_synth.overrides import admit_unknown
-from mri_synth.translator import in_bf16
 
 Lend = Callable[[float | None], Tensor]
 """The style image for a slice at some share of the way through what a volume shows; None: of a single slice."""

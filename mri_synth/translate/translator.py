@@ -18,7 +18,7 @@ from mri_synth.data.contrasts import MASK
 from mri_synth.data.intensity import Array
 from mri_synth.data.scan import Scan
 from mri_synth.data.volume import read
-from mri_synth.devices import device_of
+from mri_synth.devices import device_of, in_bf16
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model
@@ -222,18 +222,3 @@ def check_available(available: Sequence[str] | None, sources: Sequence[str], par
     if not partial and set(available) != set(sources):
         raise UserError(f"{asked}: this {name} was trained with all of {', '.join(sources)} and cannot do without one; "
                         "train with model.contrast_dropout=0.5")  # fmt: skip
-
-
-def in_bf16(precision: str, place: torch.device) -> bool:
-    """Whether to compute in bf16.
-
-    Args:
-        precision: as in `Options`.
-        place: the device.
-
-    Returns:
-        True for "bf16", and for "auto" where the device has it in hardware.
-    """
-    from mri_synth.trainer import computes_in_bf16
-
-    return precision == "bf16" or (precision == "auto" and computes_in_bf16(place.type == "cuda"))

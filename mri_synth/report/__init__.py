@@ -16,9 +16,11 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from mri_synth import drawing, html, plots, report_habits, report_samples
+from mri_synth import drawing, html, plots
 from mri_synth.errors import UserError
 from mri_synth.html import SIMULATED, Html
+from mri_synth.report import habits as report_habits
+from mri_synth.report import samples as report_samples
 from mri_synth.run_folder import Run, chosen_pictures, curve_groups, read_run, shared_subjects, split_table
 
 MAIN = "test/ssim"

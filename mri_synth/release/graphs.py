@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mri_synth.errors import UserError
-from mri_synth.release_operations import Operation, fixed_inputs
+from mri_synth.release.operation import Operation, fixed_inputs
 
 TOLERANCE = 1e-4
 """Largest difference of an output on [-1, 1] from the checkpoint's."""

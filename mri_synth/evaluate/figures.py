@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mri_synth.evaluate_images import ImageSet
+from mri_synth.evaluate.images import ImageSet
 from mri_synth.metrics import appearance, distributions, diversity, frechet, kid, nearest, prdc
 from mri_synth.metrics.extraction import Array
 from mri_synth.metrics.features import Features

@@ -17,8 +17,8 @@ from mri_synth.data.store import MASK, Store
 from mri_synth.data.views import Images
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
-from mri_synth.evaluate_folder import ALLOWED, Reading, add_folder
-from mri_synth.evaluate_images import ImageSet
+from mri_synth.evaluate.folder import ALLOWED, Reading, add_folder
+from mri_synth.evaluate.images import ImageSet
 from mri_synth.models.checkpoint import load_model
 from mri_synth.sample import draw
 

@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mri_synth import __version__, outputs, release_loader
+from mri_synth import __version__, outputs
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model, read_checkpoint
-from mri_synth.release_card import card
-from mri_synth.release_export import compare, export, missing_packages, onnx_outputs
-from mri_synth.release_loader import ABOUT, FORMAT, MANIFEST, Release, ReleaseError, manifest_of
-from mri_synth.release_operations import Operation, operations
+from mri_synth.release import loader as release_loader
+from mri_synth.release.graphs import compare, export, missing_packages, onnx_outputs
+from mri_synth.release.loader import ABOUT, FORMAT, MANIFEST, Release, ReleaseError, manifest_of
+from mri_synth.release.model_card import card
+from mri_synth.release.operation import Operation, operations
 from mri_synth.run_folder import read_run
 from mri_synth.weights.tensors import read_tensors, write_tensors
 

@@ -16,13 +16,13 @@ from mri_synth import drawing, html
 from mri_synth.data.nifti import whole_file
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
-from mri_synth.evaluate_copies import PAIRS, memorisation, overlaps, repeated
-from mri_synth.evaluate_figures import beside, compare, looks
-from mri_synth.evaluate_folder import Reading
-from mri_synth.evaluate_images import ImageSet, check
-from mri_synth.evaluate_page import build, verdicts
-from mri_synth.evaluate_sources import open_sets, tables
-from mri_synth.evaluate_utility import utility
+from mri_synth.evaluate.copies import PAIRS, memorisation, overlaps, repeated
+from mri_synth.evaluate.figures import beside, compare, looks
+from mri_synth.evaluate.folder import Reading
+from mri_synth.evaluate.images import ImageSet, check
+from mri_synth.evaluate.page import build, verdicts
+from mri_synth.evaluate.sources import open_sets, tables
+from mri_synth.evaluate.usefulness import utility
 from mri_synth.metrics.extraction import Array, features_of
 from mri_synth.metrics.features import Features, load_features
 from mri_synth.outputs import _finite, create, environment, forget_peak_memory, peak_memory_bytes, write_text

@@ -14,8 +14,8 @@ from mri_synth.data.augment import augment
 from mri_synth.data.batch import Batch
 from mri_synth.data.settings import AugmentSettings
 from mri_synth.draws import uniform
-from mri_synth.evaluate_figures import owners
-from mri_synth.evaluate_images import ImageSet
+from mri_synth.evaluate.figures import owners
+from mri_synth.evaluate.images import ImageSet
 from mri_synth.metrics.pool import halves
 from mri_synth.metrics.utility import Row, accuracy, rows, table
 from mri_synth.networks.classifier import BorderAndHistogram, Classifier

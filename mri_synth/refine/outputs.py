@@ -17,8 +17,8 @@ from mri_synth.data.prepare import FOREGROUND
 from mri_synth.data.volume import from_slices, save_like
 from mri_synth.metrics.consistency import PROTOCOL, consistency
 from mri_synth.models.style_transfer import StyleTransfer
-from mri_synth.refine_files import Pair
-from mri_synth.restyler import Restyled
+from mri_synth.refine.files import Pair
+from mri_synth.refine.restyler import Restyled
 from mri_synth.through import Ready, sidecar_of, write_json
 from mri_synth.translate import SIGN
 
