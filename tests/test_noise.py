@@ -1,9 +1,8 @@
-"""Noise cut off at black and white: its density by hand, that it is found again, and that it touches nothing else."""
+"""Rician noise in a window: its moments by hand, that level and depth are found again, and that it touches nothing else."""
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from mri_synth.data.batch import Batch, DataSpec
-from mri_synth.losses.noise import LEAST, censored_draw, censored_nll, noise_level, noise_loss
+from mri_synth.losses.noise import LEAST, black_depth, noise_draws, noise_level, noise_loss, rician_draw
 from mri_synth.models.vqvae import VQVAE
 from mri_synth.networks.autoencoder import Decoder
 
@@ -21,82 +20,72 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def image(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).reshape(1, 1, 1, -1)
+def drawn(value: float, s: float, b: float, spread: float = 0.0, images: int = 4, side: int = 200) -> Tensor:
+    """Images whose reconstruction is the same everywhere, with noise."""
+    x_hat = torch.full((images, 1, side, side), value)
+    e = torch.randn(images, noise_draws(1, side * side), generator=generator())
+    level, depth = (torch.full((images, 1), v) for v in (math.log(s), b))
+    return rician_draw(x_hat, level, depth, torch.full((1,), spread).log(), e)
 
 
-@pytest.mark.parametrize("mean, scale", [(0.0, 0.5), (-1.08, 0.06), (0.9, 2.0)])
-def test_density_by_hand(mean: float, scale: float) -> None:
-    x = image(-1, -0.99, 0.25, 1)
-    found = censored_nll(torch.full_like(x, mean), torch.full_like(x, math.log(scale)), x).double().flatten()
-    exact = NormalDist(mean, scale)
-    z = [(v - mean) / scale for v in (-0.99, 0.25)]
-    inside = [0.5 * v * v + math.log(scale) + 0.5 * math.log(2 * math.pi) for v in z]
-    assert found[1:3].tolist() == pytest.approx(inside, rel=1e-4)
-    for k, p in ((0, exact.cdf(-1)), (3, exact.cdf(2 * mean - 1))):  # 1 - Phi((1 - m) / s) = Phi((m - 1) / s)
-        if p > 1e-12:
-            assert found[k].item() == pytest.approx(-math.log(p), rel=1e-4, abs=1e-6)
-    assert torch.isfinite(found).all()
+@pytest.mark.parametrize("s, b", [(0.065, 2.17), (0.1, 1.0), (0.02, 3.0)])
+def test_air_has_the_specks_that_a_rayleigh_distribution_leaves_above_black(s: float, b: float) -> None:
+    x = drawn(-1.0, s, b)
+    share = math.exp(-b * b / 2)
+    assert (x > -1).float().mean().item() == pytest.approx(share, rel=0.06)
+    # E[R - b s | R > b s] = s sqrt(2 pi) (1 - Phi(b)) / exp(-b^2 / 2)
+    excess = s * math.sqrt(2 * math.pi) * 0.5 * math.erfc(b / math.sqrt(2)) / share
+    assert (x[x > -1] + 1).mean().item() == pytest.approx(excess, rel=0.04)
+    assert torch.equal(x, drawn(-0.96, s, b)), "dark is air"
 
 
-@pytest.mark.parametrize("mean, scale", [(0.0, 0.5), (-1.08, 0.06), (-0.7, 0.3), (0.9, 2.0)])
-def test_probabilities_sum_to_one(mean: float, scale: float) -> None:
-    n = 20_000
-    middles = (torch.arange(n).double() + 0.5) / n * 2 - 1
-    x = torch.cat([image(-1, 1), middles.float()[None, None, None]], 3)
-    p = torch.exp(-censored_nll(torch.full_like(x, mean), torch.full_like(x, math.log(scale)), x)).double().flatten()
-    assert (p[0] + p[1] + p[2:].mean() * 2).item() == pytest.approx(1, abs=1e-4)
+@pytest.mark.parametrize("s, b", [(0.065, 2.17), (0.05, 0.0)])
+def test_where_there_is_signal_noise_has_its_level_about_the_reconstruction(s: float, b: float) -> None:
+    x = drawn(0.0, s, b)
+    assert x.mean().item() == pytest.approx(0.0, abs=0.001)
+    assert x.std().item() == pytest.approx(s, rel=0.01)
 
 
-def test_far_from_the_mean_value_and_gradient_are_finite() -> None:
-    x = image(-1, 1, -1, 1, 0)
-    mean = image(5, -5, -5, 5, 1).requires_grad_()
-    log_scale = torch.full_like(x, -7.0).requires_grad_()
-    loss = censored_nll(mean, log_scale, x)
-    loss.sum().backward()
-    assert loss[0, 0, 0, 0].item() == pytest.approx(0.5 * (6 * math.exp(7)) ** 2, rel=1e-3)
-    assert loss.flatten()[2:4].tolist() == [0, 0]
-    for of in (mean, log_scale):
-        assert of.grad is not None
-        assert torch.isfinite(of.grad).all()
+def test_a_signal_of_three_deviations_has_the_mean_of_a_rician_distribution() -> None:
+    """E[R] = s sqrt(pi / 2) L_1/2(-A^2 / (2 s^2)) is 3.1729 s for A = 3 s, and E[R^2] = A^2 + 2 s^2."""
+    s, b = 0.1, 1.0
+    x = drawn(-1 - b * s + s * math.sqrt(10), s, b, side=400)
+    assert (x + 1 + b * s).mean().item() == pytest.approx(3.1729 * s, rel=0.002)
+    assert (x + 1 + b * s).square().mean().item() == pytest.approx(11 * s * s, rel=0.004)
 
 
-def fitted(x: Tensor) -> tuple[float, float]:
-    """(m, s) of the least cost."""
-    values = torch.tensor([-0.9, math.log(0.2)], requires_grad=True)
-    optimizer = torch.optim.LBFGS([values], max_iter=60, line_search_fn="strong_wolfe")
-
-    def cost() -> Tensor:
-        optimizer.zero_grad()
-        mean, log_scale = (v.expand_as(x) for v in values)
-        loss = censored_nll(mean, log_scale, x).mean()
-        loss.backward()
-        return loss
-
-    optimizer.step(cost)  # type: ignore[no-untyped-call]
-    return values[0].item(), math.exp(values[1].item())
+def test_what_is_beyond_white_is_white() -> None:
+    x = drawn(0.999, 0.1, 2.0)
+    assert x.max() == 1
+    assert (x == 1).float().mean().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_mean_below_black_is_found_again() -> None:
-    """Nine of ten pixels are black, and the peaks alone tell of the others."""
-    x = (-1.08 + 0.06 * torch.randn(1, 1, 300, 300, generator=generator())).clamp(-1, 1)
-    assert 0.88 < (x == -1).float().mean() < 0.93
-    m, s = fitted(x)
-    assert m == pytest.approx(-1.08, abs=0.004)
-    assert s == pytest.approx(0.06, rel=0.03)
+def test_without_noise_the_image_stays() -> None:
+    x_hat = torch.linspace(-0.94, 0.99, 64).view(1, 1, 8, 8)
+    e = torch.randn(1, noise_draws(1, 64), generator=generator())
+    x = rician_draw(x_hat, torch.full((1, 1), -12.0), torch.full((1, 1), 2.0), torch.full((1,), -1.0), e)
+    torch.testing.assert_close(x, x_hat, atol=1e-4, rtol=0)
 
 
-def test_draws_have_the_shares_and_moments_of_the_distribution() -> None:
-    shape = (1, 1, 400, 400)
-    e = torch.randn(shape, generator=generator())
-    for m, s in ((-1.08, 0.06), (0.95, 0.1), (0.0, 0.2)):
-        x = censored_draw(torch.full(shape, m), torch.full(shape, math.log(s)), e)
-        exact = NormalDist(m, s)
-        assert (x == -1).float().mean().item() == pytest.approx(exact.cdf(-1), abs=0.004)
-        assert (x == 1).float().mean().item() == pytest.approx(1 - exact.cdf(1), abs=0.004)
-        middle = 0.9 if m > 0.9 else -0.9
-        assert (x < middle).float().mean().item() == pytest.approx(exact.cdf(middle), abs=0.004)
-    assert x.std().item() == pytest.approx(0.2, rel=0.01)
+def test_the_depth_is_drawn_for_each_image() -> None:
+    depths = torch.cat([black_depth(torch.full_like(x, -1.0), x) for x in drawn(-1.0, 0.05, 2.0, 0.2, 100, 64).split(1)])
+    assert depths.mean().item() == pytest.approx(2.0, abs=0.06)
+    assert depths.std().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_a_depth_is_found_again() -> None:
+    x = drawn(-1.0, 0.065, 2.17, images=1, side=256)
+    assert black_depth(torch.full_like(x, -1.0), x).item() == pytest.approx(2.17, abs=0.03)
+
+
+def test_the_depth_by_hand() -> None:
+    """8 x 8 of air with 4 specks; a bright pixel at the edge takes 3 x 5 of air away, and one speck with it."""
+    x_hat, x = torch.full((1, 1, 8, 12), -1.0), torch.full((1, 1, 8, 12), -1.0)
+    x[0, 0, 0, :4] = -0.9
+    assert black_depth(x_hat, x).item() == pytest.approx(math.sqrt(-2 * math.log(4.5 / 97)), rel=1e-5)
+    x_hat[0, 0, 0, 0] = 0.3
+    assert black_depth(x_hat, x).item() == pytest.approx(math.sqrt(-2 * math.log(1.5 / 88)), rel=1e-5)
+    assert black_depth(x_hat[..., :4], x[..., :4]).isnan().all(), "23 pixels are too few"
 
 
 def smooth(size: int = 128) -> Tensor:
@@ -145,33 +134,36 @@ def test_the_level_by_hand() -> None:
     assert noise_level(x_hat, x).item() == pytest.approx(0.1 / 0.6745, rel=1e-5)
 
 
-def test_the_mean_is_pulled_to_the_reconstruction_and_the_scale_to_the_level() -> None:
-    clean = smooth(64)
-    x = clean + 0.05 * torch.randn(clean.shape, generator=generator(2))
-    x_hat = clean.clone().requires_grad_()
-    mean = (clean + 0.1).requires_grad_()
-    log_scale = torch.full((1, 1, 1, 1), -2.0).requires_grad_()
-    loss = noise_loss(x_hat, mean, log_scale, x)
+def test_the_loss_by_hand() -> None:
+    """Level and depth are pulled to what is found, each by its difference; the spread to the error that is left."""
+    x_hat = torch.full((1, 1, 8, 16), -1.0)
+    x_hat[..., 8:] = 0.2 * smooth(16)[..., :8, :8]
+    x_hat.requires_grad_()
+    x = torch.where(x_hat < -0.9, -1.0, x_hat + 0.05 * torch.randn(x_hat.shape, generator=generator(2))).detach()
+    level = torch.full((1, 1), -2.0).requires_grad_()
+    depth = torch.full((1, 1), 2.5).requires_grad_()
+    log_spread = torch.full((1,), -1.5).requires_grad_()
+    x_hat_wide, x_wide = (torch.cat([v, v], 2) for v in (x_hat, x))  # 96 pixels of air
+    by_level = -2.0 - noise_level(x_hat_wide, x_wide).log().item()
+    by_depth = 2.5 - math.sqrt(-2 * math.log(0.5 / 97))
+    loss = noise_loss(x_hat_wide, level, depth, log_spread, x_wide)
     assert loss.shape == (1,)
+    of_spread = by_depth**2 / 2 * math.exp(3) - 1.5
+    assert loss.item() == pytest.approx(by_level**2 / 2 + by_depth**2 / 2 + of_spread, rel=1e-4)
     loss.sum().backward()
     assert x_hat.grad is None
-    assert mean.grad is not None
-    assert log_scale.grad is not None
-    torch.testing.assert_close(mean.grad, torch.full_like(x, 0.1 * math.exp(4) / x.numel()), rtol=1e-4, atol=1e-6)
-    level = noise_level(clean, x).log().item()
-    assert log_scale.grad.item() == pytest.approx(-2.0 - level, rel=1e-4)
-    assert loss.item() == pytest.approx(0.5 * 0.01 * math.exp(4) + 0.5 * (-2 - level) ** 2, rel=1e-4)
+    for of, expected in ((level, by_level), (depth, by_depth), (log_spread, 1 - by_depth**2 * math.exp(3))):
+        assert of.grad is not None
+        assert of.grad.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_where_it_is_dark_the_mean_has_the_likelihood_and_the_scale_none_of_it() -> None:
-    x_hat, x = torch.full((1, 1, 2, 2), -0.97), torch.tensor([[[[-1.0, -1.0], [-0.95, -1.0]]]])
-    mean, log_scale = torch.full_like(x, -1.05).requires_grad_(), torch.full((1, 1, 1, 1), -3.0).requires_grad_()
-    expected = censored_nll(mean, torch.full_like(x, -3.0), x).mean()
-    loss = noise_loss(x_hat, mean, log_scale, x)
-    assert loss.item() == pytest.approx(expected.item() + 0.5 * (-3 - math.log(LEAST)) ** 2, rel=1e-5)
+def test_without_air_the_loss_is_the_levels() -> None:
+    x_hat, x = 0.2 * smooth(16), 0.2 * smooth(16)
+    values = [v.requires_grad_() for v in (torch.full((1, 1), -2.0), torch.full((1, 1), 2.5), torch.full((1,), -1.5))]
+    loss = noise_loss(x_hat, *values, x)
+    assert loss.item() == pytest.approx((-2.0 - math.log(LEAST)) ** 2 / 2, rel=1e-4)
     loss.sum().backward()
-    assert log_scale.grad is not None
-    assert log_scale.grad.item() == pytest.approx(-3 - math.log(LEAST), rel=1e-5)
+    assert [bool(v.grad) for v in values] == [True, False, False]
 
 
 SIZES: dict[str, Any] = {"hidden_channels": 16, "codebook_size": 16, "codebook_dim": 8, "res_blocks": 1,
@@ -199,8 +191,6 @@ def test_with_noise_reconstructions_and_gradients_are_bit_for_bit_the_same() -> 
     plain, noisy = pair()
     head = noisy.decoder.noise
     assert isinstance(head, nn.Module)
-    for parameter in head.parameters():  # its last layer starts at zero and would let no gradient through
-        nn.init.normal_(parameter, std=0.1)
     found = [model.train().losses(items()) for model in (plain, noisy)]
     for losses in found:
         losses["loss"].backward()
@@ -210,7 +200,7 @@ def test_with_noise_reconstructions_and_gradients_are_bit_for_bit_the_same() -> 
     for name, parameter in plain.named_parameters():
         assert parameter.grad is not None, name
         assert torch.equal(parameter.grad, gradients[name].grad), name  # type: ignore[arg-type]
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.linear.parameters())  # type: ignore[union-attr,operator]
     with torch.no_grad():
         x = items().image
         assert torch.equal(plain.eval().reconstruct(x), noisy.eval().reconstruct(x))
@@ -219,11 +209,11 @@ def test_with_noise_reconstructions_and_gradients_are_bit_for_bit_the_same() -> 
 def test_the_decoder_says_its_noise_only_where_it_was_built_to() -> None:
     torch.manual_seed(0)
     decoder, z = Decoder(1, 16, 8, noise=True), torch.randn(2, 8, 4, 4)
-    x_hat, mean, log_scale = decoder.noisy(z)
+    x_hat, (log_level, depth, log_spread) = decoder.noisy(z)
     assert torch.equal(x_hat, decoder(z))
-    assert torch.equal(mean, x_hat)  # before training
-    assert log_scale.shape == (2, 1, 1, 1)
-    assert log_scale.unique().tolist() == pytest.approx([-2.5], abs=1e-3)
+    assert log_level.flatten().tolist() == pytest.approx([-2.5, -2.5], abs=1e-3)  # before training
+    assert depth.flatten().tolist() == [2, 2]
+    assert log_spread.shape == (1,)
     with pytest.raises(ValueError, match="the decoder was built without noise"):
         Decoder(1, 16, 8).noisy(z)
 

@@ -35,7 +35,7 @@ def image_losses(x_hat: Tensor, x: Tensor, reconstruction: Reconstruction, lambd
 
 
 def code_losses(
-    x_hat: Tensor, x: Tensor, commitment: Tensor, noise: tuple[Tensor, Tensor] | None, beta: float
+    x_hat: Tensor, x: Tensor, commitment: Tensor, noise: tuple[Tensor, Tensor, Tensor] | None, beta: float
 ) -> dict[str, Tensor]:
     """What is learned beside the reconstruction, and without touching it: to commit to codes, and the noise of pixels.
 
@@ -45,7 +45,7 @@ def code_losses(
         x_hat: (B, C, H, W) reconstruction in [-1, 1]; no gradient reaches it.
         x: (B, C, H, W) image.
         commitment: (B,) of the quantizer.
-        noise: mean and logarithm of the scale of the pixels, (B, C, H, W) each; None: not learned.
+        noise: level, depth and spread of the noise that x_hat lacks, as `noise_loss` takes them; None: not learned.
         beta: weight of the commitment.
 
     Returns:

@@ -1,44 +1,25 @@
-"""Noise of pixels that are shown in a window: normal, and cut off at black and at white."""
+"""Noise of magnitude images that are shown in a window: Rician, and cut off at black and at white.
+
+Gudbjartsson and Patz 1995, "The Rician distribution of noisy MRI data" (MRM 34:910-914): a pixel is
+`R = sqrt((A + s e_1)^2 + (s e_2)^2)`, A the signal, e standard normal. Air has A = 0, where R is Rayleigh distributed,
+`P(R > r) = exp(-r^2 / (2 s^2))`. Two numbers of an image decide it all: the level s, and how far above no signal black
+lies, the depth b in units of s: of air's noise the share `exp(-b^2 / 2)` is seen, as specks.
+"""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pixel_unshuffle
+from torch.nn.functional import max_pool2d, pixel_unshuffle
 
-DARK = -0.9
-"""Below it a reconstruction may stand for a mean below black."""
-WEIGHED = -4.0
-"""Logarithm of the scale below which the mean's distance weighs no more: no noise would make it weigh infinitely."""
+DARK = -0.95
+"""Below it a reconstruction stands for air, which has no signal."""
+MARGIN = 2
+"""Pixels next to others than dark ones that do not count as air: edges are smoother in a reconstruction."""
+FEWEST = 64
+"""Pixels of air that tell a depth."""
 LEAST = 1e-3
 """Standard deviation of noise, of a range of 2, that no image is said to be below."""
-
-
-def censored_nll(mean: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
-    """Negative log-likelihood of pixels under a normal distribution censored at black and white, in nats.
-
-    `-log p(x) = (x - m)^2 / (2 s^2) + log s + log(2 pi) / 2` inside (-1, 1), `-log Phi((-1 - m) / s)` of a black pixel,
-    `-log Phi((m - 1) / s)` of a white one (Tobin 1958, "Estimation of relationships for limited dependent variables")
-
-    Intensities are clipped to a window when MR images are prepared: of the noise of air only the peaks stay. With a
-    mean below black the distribution has just these.
-
-    Args:
-        mean: (B, C, H, W) m, any real numbers.
-        log_scale: (B, C, H, W) logarithms of s.
-        x: (B, C, H, W) in [-1, 1].
-
-    Returns:
-        (B, C, H, W) float32, of a density where a pixel is neither black nor white: it may be negative.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        mean, log_scale, x = mean.float(), log_scale.float(), x.float()
-        z = (x - mean) * torch.exp(-log_scale)
-        inside = 0.5 * z.square() + log_scale + 0.5 * math.log(2 * math.pi)
-        beyond = -torch.special.log_ndtr(torch.where(x > 0, -z, z))
-        return torch.where(x.abs() < 1, inside, beyond)
 
 
 def noise_level(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -73,49 +54,87 @@ def noise_level(x_hat: Tensor, x: Tensor) -> Tensor:
         return variance.nan_to_num(0.0).clamp(min=LEAST**2).sqrt()
 
 
-def noise_loss(x_hat: Tensor, mean: Tensor, log_scale: Tensor, x: Tensor) -> Tensor:
-    """What it costs to describe the noise that a reconstruction lacks; the reconstruction gets no gradient.
+def black_depth(x_hat: Tensor, x: Tensor) -> Tensor:
+    """How far above no signal black lies, in standard deviations of the noise, by the specks in an image's air.
 
-    `L = mean_CHW [x_hat < -0.9 ? -log p(x; m, s) : (x_hat - m)^2 / (2 s^2)] + mean_C (log s - log s*)^2 / 2`, p the
-    censored normal distribution, which says how far below black m lies where it is dark, s* = `noise_level`; m alone
-    learns by the first term, where s counts as at least e^WEIGHED
+    `b = sqrt(-2 log p)`, p the share of pixels of air that are not black, `(k + 1/2) / (n + 1)`: of Rayleigh
+    distributed noise as much lies above b. Air is where x_hat is below DARK, and MARGIN pixels around.
 
     Args:
-        x_hat: (B, C, H, W) reconstruction in [-1, 1]; H and W even.
-        mean: (B, C, H, W) m.
-        log_scale: (B, C, 1, 1) logarithms of s.
+        x_hat: (B, C, H, W) reconstruction in [-1, 1].
         x: (B, C, H, W) in [-1, 1].
 
     Returns:
-        (B,) float32.
+        (B, C) float32, above 0; NaN without FEWEST pixels of air.
     """
     with torch.autocast(x.device.type, enabled=False):
-        x_hat, mean, log_scale, x = (v.float() for v in (x_hat.detach(), mean, log_scale, x))
-        fixed = log_scale.detach().clamp(min=WEIGHED)
-        to_mean = 0.5 * (x_hat - mean).square() * torch.exp(-2 * fixed)
-        dark = censored_nll(mean, fixed.expand_as(mean), x)
-        of_mean = torch.where(x_hat < DARK, dark, to_mean).mean(dim=(1, 2, 3))
-        of_scale = 0.5 * (log_scale[..., 0, 0] - noise_level(x_hat, x).log()).square().mean(1)
-        return of_mean + of_scale
+        air = max_pool2d(x_hat.float(), 2 * MARGIN + 1, 1, MARGIN) < DARK
+        n, specks = air.sum((2, 3)), (air & (x > -1)).sum((2, 3))
+        depth = torch.sqrt(-2 * torch.log((specks + 0.5) / (n + 1)))
+        return torch.where(n >= FEWEST, depth, torch.nan)
+
+
+def noise_loss(x_hat: Tensor, log_level: Tensor, depth: Tensor, log_spread: Tensor, x: Tensor) -> Tensor:
+    """What it costs to describe the noise that a reconstruction lacks; the reconstruction gets no gradient.
+
+    `L = mean_C (log s - log s*)^2 / 2 + (b - b*)^2 / 2 + (sg[b] - b*)^2 / (2 t^2) + log t`, s* = `noise_level`, b* =
+    `black_depth`, t the spread of b* about b: volumes of the same codes may have more specks or less, and so do samples
+
+    Args:
+        x_hat: (B, C, H, W) reconstruction in [-1, 1]; H and W even.
+        log_level: (B, C) logarithms of s.
+        depth: (B, C) b.
+        log_spread: (C,) logarithms of t.
+        x: (B, C, H, W) in [-1, 1].
+
+    Returns:
+        (B,) float32; without air of the level alone.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x_hat = x_hat.detach()
+        of_level = 0.5 * (log_level - noise_level(x_hat, x).log()).square()
+        found = black_depth(x_hat, x)
+        error = depth - torch.where(found.isnan(), depth.detach(), found)
+        of_depth = 0.5 * error.square()
+        of_spread = 0.5 * error.detach().square() * torch.exp(-2 * log_spread) + log_spread
+        return (of_level + of_depth + torch.where(found.isnan(), 0.0, of_spread)).mean(1)
+
+
+def noise_draws(channels: int, pixels: int) -> int:
+    """Standard normal numbers that `rician_draw` takes for an image of so many channels and pixels in each."""
+    return channels * (1 + 2 * pixels)
+
+
+def rician_draw(x_hat: Tensor, log_level: Tensor, depth: Tensor, log_spread: Tensor, e: Tensor) -> Tensor:
+    """Images as they would be measured.
+
+    `x = min(max(R - 1 - b s, -1), 1)`, `A^2 = (x_hat + 1 + b s)^2 - s^2`, or 0 below s^2 and where x_hat is DARK; b with
+    its spread
+
+    The reconstruction is near the mean of its pixels, `R^2` in the mean `A^2 + 2 s^2`, and that of R s^2 less where
+    there is signal.
+
+    Args:
+        x_hat: (B, C, H, W) reconstruction in [-1, 1].
+        log_level: (B, C) logarithms of s.
+        depth: (B, C) b.
+        log_spread: (C,) logarithms of b's spread.
+        e: (B, `noise_draws`) standard normal.
+
+    Returns:
+        (B, C, H, W) float32 in [-1, 1].
+    """
+    channels = x_hat.shape[1]
+    s = torch.exp(log_level.float())[..., None, None]
+    b = (depth + torch.exp(log_spread) * e[:, :channels]).clamp(min=0)[..., None, None]
+    real, imaginary = e[:, channels:].unflatten(1, (2, *x_hat.shape[1:])).unbind(1)
+    m = x_hat.float() + 1 + b * s
+    signal = (m.square() - s.square()).clamp(min=0).sqrt()
+    signal = torch.where((x_hat < DARK) | (signal < s), 0.0, signal)
+    return (torch.hypot(signal + s * real, s * imaginary) - 1 - b * s).clamp(-1, 1)
 
 
 def _diagonal(blocks: Tensor) -> Tensor:
     """(B, C, H, W) diagonal detail of (B, C, 4, H, W) blocks."""
     a, b, c, d = blocks.unbind(2)
     return (a - b - c + d) / 2
-
-
-def censored_draw(mean: Tensor, log_scale: Tensor, noise: Tensor) -> Tensor:
-    """Pixels drawn from that distribution.
-
-    `x = min(max(m + s e, -1), 1)`, e standard normal
-
-    Args:
-        mean: (B, C, H, W) m.
-        log_scale: (B, C, 1, 1) or (B, C, H, W) logarithms of s.
-        noise: (B, C, H, W) e.
-
-    Returns:
-        (B, C, H, W) float32 in [-1, 1].
-    """
-    return (mean.float() + torch.exp(log_scale.float()) * noise).clamp(-1, 1)

@@ -13,7 +13,7 @@ from mri_synth.losses import perceptual as look
 from mri_synth.losses.adaptive import adaptive_weight, balanced
 from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR, GANLoss, r1
 from mri_synth.losses.autoencoder import code_losses, image_losses
-from mri_synth.losses.noise import censored_draw, noise_loss
+from mri_synth.losses.noise import noise_draws, noise_loss, rician_draw
 from mri_synth.losses.reconstruction import l1, mse, ssim_loss
 from mri_synth.losses.vq import commitment
 from mri_synth.metrics.lpips import lpips
@@ -57,8 +57,8 @@ class VQGAN(WithCodes, GANModule):
         rate: the same.
         reconstruction: of the reconstruction loss.
         lambda_ssim: the same.
-        noise: learn the distribution of the pixels about the reconstruction. The discriminator then sees what is drawn
-            from it, and cannot tell reconstructions by the noise that they lack, nor ask them to invent it.
+        noise: learn the Rician noise that the reconstruction lacks. The discriminator then sees it drawn, and cannot
+            tell reconstructions by it, nor ask them to invent it.
         beta: as `VQVAE`'s.
         perceptual: "lpips", "encoder" (features of one trained here), "none"; "auto": LPIPS where its weights are here.
         perceptual_net: of LPIPS.
@@ -190,8 +190,8 @@ class VQGAN(WithCodes, GANModule):
         made = {"x_hat": out.x_hat, "commitment": out.quantized.commitment, "noise": out.noise, "grain": 0.0}
         if out.noise is not None:
             with torch.no_grad():
-                e = self.noise(batch, batch.image[0].numel()).view_as(batch.image)
-                made["grain"] = censored_draw(*out.noise, e) - out.x_hat
+                e = self.noise(batch, noise_draws(batch.image.shape[1], batch.image[0, 0].numel()))
+                made["grain"] = rician_draw(out.x_hat, *out.noise, e) - out.x_hat
         return made
 
     def discriminator_losses(self, batch: Batch, fakes: dict[str, Any]) -> dict[str, Tensor]:

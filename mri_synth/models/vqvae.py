@@ -48,8 +48,8 @@ class VQVAE(WithCodes, SynthModule):
         rate: squared distance that a nat of a code is worth: of codes about equally near the more frequent is taken.
         reconstruction: "l1" or "mse" on [-1, 1].
         lambda_ssim: weight of 1 - SSIM in the reconstruction loss.
-        noise: learn the distribution of the pixels about the reconstruction, which stays as it would be without; what
-            is drawn from codes then has the noise of real images.
+        noise: learn the Rician noise that the reconstruction lacks, which stays as it would be without; what is drawn
+            from codes then has the noise of real images.
         beta: weight of the commitment loss.
         lr: learning rate of Adam.
         betas: decay rates of Adam's moments.

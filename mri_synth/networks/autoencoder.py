@@ -130,15 +130,15 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.noise = _NoiseHead(widths[-1], out_channels) if noise else None
 
-    def noisy(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images as by `forward`, and the distribution of their pixels, which learns without touching them.
+    def noisy(self, z: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Images as by `forward`, and the noise that they lack, which learns without touching them.
 
         Args:
             z: (B, latent, H, W).
 
         Returns:
-            x_hat as by `forward`; mean, of its shape, and logarithm of the scale (B, out_channels, 1, 1), of a censored
-            normal distribution.
+            x_hat as by `forward`; logarithm of the noise's level (B, out_channels), depth of black
+            (B, out_channels), and logarithm of its spread (out_channels,), as `losses.noise` has them.
 
         Raises:
             ValueError: built without.
@@ -147,8 +147,7 @@ class Decoder(nn.Module):
             raise ValueError("the decoder was built without noise")
         features = self.layers[:-2](z)
         x_hat = self.layers[-2:](features).float().tanh()
-        shift, log_scale = self.noise(features.detach())
-        return x_hat, x_hat.detach() + shift, log_scale
+        return x_hat, self.noise(features.detach())
 
     def forward(self, z: Tensor) -> Tensor:
         """Images (B, out_channels, H * downsample, W * downsample) float32 in (-1, 1) of latents z (B, latent, H, W).
@@ -161,23 +160,20 @@ class Decoder(nn.Module):
 
 
 class _NoiseHead(nn.Module):
-    """How far the mean lies from the reconstruction at each pixel, and one scale for each image and channel.
-
-    Starts at the reconstruction: from afar it takes long to find a mean below black with a small scale.
-    """
+    """Level and depth of each image's noise in each channel, from the means of its features; and the depth's spread."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
-        last = nn.Conv2d(32, 4 * channels, 1)
-        self.shift = nn.Sequential(nn.Conv2d(width, 32, 3, padding=1), nn.ReLU(), last, nn.PixelShuffle(2))
-        self.scale = nn.Linear(width, channels)
-        for layer in (last, self.scale):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.linear = nn.Linear(width, 2 * channels)
+        self.log_spread = nn.Parameter(torch.full((channels,), -1.0))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.scale(features.mean((2, 3))).float()[:, :, None, None]
-        return self.shift(features).float(), 3.5 * torch.tanh(log_scale / 3.5 + 0.294) - 3.5  # (-7, 0), first -2.5
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):  # in bf16 levels would come in steps of 1 %
+            level, depth = self.linear(features.float().mean((2, 3))).chunk(2, 1)
+        log_level = 3.5 * torch.tanh(level / 3.5 + 0.294) - 3.5  # (-7, 0), first -2.5
+        return log_level, 2 + depth, self.log_spread
 
 
 def _widths(hidden: int, downsample: int, n_res_blocks: int) -> list[int]:

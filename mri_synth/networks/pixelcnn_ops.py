@@ -8,44 +8,40 @@ import torch
 from torch import Tensor
 
 
-def gate(x: Tensor, bias: Tensor | None = None, rows: int | None = None) -> Tensor:
+def gate(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Gated unit `tanh(x_f) * sigmoid(x_g)` (eq. 2) of the two halves of the last dimension.
 
     Args:
         x: (B, h, w, 2C).
         bias: (B, 1, 1, 2C), added to x.
-        rows: of x, that count; None: all.
 
     Returns:
-        (B, rows, w, C) in x's dtype.
+        (B, h, w, C) in x's dtype.
     """
-    out: Tensor = _Gate.apply(x, bias, rows or x.shape[1])  # type: ignore[no-untyped-call]
+    out: Tensor = _Gate.apply(x, bias)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Gate(torch.autograd.Function):
-    """Half the passes over memory of the same in autograd, whose chunks and cuts are each padded and added."""
+    """Half the passes over memory of the same in autograd, whose chunks are each padded and added."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, rows: int) -> Tensor:
-        used = x[:, :rows] if bias is None else x[:, :rows] + bias.to(x.dtype)
-        f, g = used.chunk(2, -1)
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+        f, g = (x if bias is None else x + bias.to(x.dtype)).chunk(2, -1)
         f, g = _tanh(f), torch.sigmoid(g)
         ctx.save_for_backward(f, g)
-        ctx.shape, ctx.bias = x.shape, None if bias is None else bias.dtype
+        ctx.bias = None if bias is None else bias.dtype
         return f * g
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         (f, g), grad = ctx.saved_tensors, grad_outputs[0]
-        rows, width = f.shape[1], f.shape[-1]
-        full = f.new_empty(ctx.shape)
-        full[:, rows:] = 0
-        used = full[:, :rows]
-        torch.ops.aten.tanh_backward.grad_input(grad * g, f, grad_input=used[..., :width])
-        torch.ops.aten.sigmoid_backward.grad_input(grad * f, g, grad_input=used[..., width:])
-        by_bias = None if ctx.bias is None else used.sum((1, 2), keepdim=True, dtype=torch.float32).to(ctx.bias)
-        return full, by_bias, None
+        width = f.shape[-1]
+        full = f.new_empty(*f.shape[:-1], 2 * width)
+        torch.ops.aten.tanh_backward.grad_input(grad * g, f, grad_input=full[..., :width])
+        torch.ops.aten.sigmoid_backward.grad_input(grad * f, g, grad_input=full[..., width:])
+        by_bias = None if ctx.bias is None else full.sum((1, 2), keepdim=True, dtype=torch.float32).to(ctx.bias)
+        return full, by_bias
 
 
 def columns(v: Tensor, h: Tensor, reach: int, taps: int) -> Tensor:

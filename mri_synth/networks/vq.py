@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from mri_synth.draws import normal
-from mri_synth.losses.noise import censored_draw
+from mri_synth.losses.noise import noise_draws, rician_draw
 from mri_synth.networks.autoencoder import Decoder, Encoder
 from mri_synth.networks.quantizer import Quantized, VectorQuantizer
 
@@ -46,13 +46,13 @@ class Autoencoded:
     Attributes:
         x_hat: (B, C, H, W) reconstruction in (-1, 1), float32.
         quantized: codes, their vectors, and the commitment loss.
-        noise: mean and logarithm of the scale of the pixels about x_hat, (B, C, H, W) each; None where the decoder was
-            built without.
+        noise: level, depth and spread of the noise that x_hat lacks, as `Decoder.noisy` gives them; None where the
+            decoder was built without.
     """
 
     x_hat: Tensor
     quantized: Quantized
-    noise: tuple[Tensor, Tensor] | None
+    noise: tuple[Tensor, Tensor, Tensor] | None
 
 
 def autoencode(parts: Parts, image: Tensor) -> Autoencoded:
@@ -68,8 +68,8 @@ def autoencode(parts: Parts, image: Tensor) -> Autoencoded:
     quantized = parts.quantizer(parts.encoder(image))
     if parts.decoder.noise is None:
         return Autoencoded(x_hat=parts.decoder(quantized.z_q), quantized=quantized, noise=None)
-    x_hat, mean, log_scale = parts.decoder.noisy(quantized.z_q)
-    return Autoencoded(x_hat=x_hat, quantized=quantized, noise=(mean, log_scale))
+    x_hat, noise = parts.decoder.noisy(quantized.z_q)
+    return Autoencoded(x_hat=x_hat, quantized=quantized, noise=noise)
 
 
 def encode(parts: Parts, image: Tensor) -> Tensor:
@@ -96,9 +96,9 @@ def draw(parts: Parts, codes: Tensor, seeds: Tensor) -> Tensor:
     """
     if parts.decoder.noise is None:
         return decode(parts, codes)
-    _, mean, log_scale = parts.decoder.noisy(parts.quantizer.lookup(codes))
-    noise = normal(0, 1, seeds.to(mean.device), mean[0].numel())
-    return censored_draw(mean, log_scale, noise.view_as(mean))
+    x_hat, noise = parts.decoder.noisy(parts.quantizer.lookup(codes))
+    e = normal(0, 1, seeds.to(x_hat.device), noise_draws(x_hat.shape[1], x_hat[0, 0].numel()))
+    return rician_draw(x_hat, *noise, e)
 
 
 def too_odd(downsample: int, size: int) -> str:
