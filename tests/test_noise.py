@@ -1,4 +1,4 @@
-"""Rician noise in a window: its moments by hand, that level and depth are found again, and that it touches nothing else."""
+"""Rician noise in a window: its moments, that level and depth are found again, and that nothing else is touched."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def test_without_noise_the_image_stays() -> None:
 
 
 def test_the_depth_is_drawn_for_each_image() -> None:
-    depths = torch.cat([black_depth(torch.full_like(x, -1.0), x) for x in drawn(-1.0, 0.05, 2.0, 0.2, 100, 64).split(1)])
+    x = drawn(-1.0, 0.05, 2.0, spread=0.2, images=100, side=64)
+    depths = black_depth(torch.full_like(x, -1.0), x)
     assert depths.mean().item() == pytest.approx(2.0, abs=0.06)
     assert depths.std().item() == pytest.approx(0.2, rel=0.2)
 

@@ -108,11 +108,10 @@ def noise_draws(channels: int, pixels: int) -> int:
 def rician_draw(x_hat: Tensor, log_level: Tensor, depth: Tensor, log_spread: Tensor, e: Tensor) -> Tensor:
     """Images as they would be measured.
 
-    `x = min(max(R - 1 - b s, -1), 1)`, `A^2 = (x_hat + 1 + b s)^2 - s^2`, or 0 below s^2 and where x_hat is DARK; b with
-    its spread
+    `x = min(max(R - 1 - b s, -1), 1)`, `A^2 = (x_hat + 1 + b s)^2 - s^2`, 0 below s^2 and where x_hat is below DARK; b is
+    drawn about its value
 
-    The reconstruction is near the mean of its pixels, `R^2` in the mean `A^2 + 2 s^2`, and that of R s^2 less where
-    there is signal.
+    So the mean of R is where the reconstruction is: `E[R]^2 = A^2 + s^2` where the signal is well above the noise.
 
     Args:
         x_hat: (B, C, H, W) reconstruction in [-1, 1].
