@@ -108,8 +108,8 @@ def noise_draws(channels: int, pixels: int) -> int:
 def rician_draw(x_hat: Tensor, log_level: Tensor, depth: Tensor, log_spread: Tensor, e: Tensor) -> Tensor:
     """Images as they would be measured.
 
-    `x = min(max(R - 1 - b s, -1), 1)`, `A^2 = (x_hat + 1 + b s)^2 - s^2`, 0 below s^2 and where x_hat is below DARK; b is
-    drawn about its value
+    `x = min(max(R - 1 - b s, -1), 1)`, `A^2 = (x_hat + 1 + b s)^2 - s^2`, or 0 where that is below s^2 or x_hat below
+    DARK; b is drawn about its value
 
     So the mean of R is where the reconstruction is: `E[R]^2 = A^2 + s^2` where the signal is well above the noise.
 
