@@ -19,7 +19,7 @@ from mri_synth.callbacks.pictures import Pictures
 from mri_synth.callbacks.sentinels import NonFinite
 from mri_synth.callbacks.unpaired import Unfaithful, goes_back
 from mri_synth.callbacks.watches import make_sentinels
-from mri_synth.devices import computes_in_bf16
+from mri_synth.devices import computes_in_bf16, keep_memory
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 
@@ -104,6 +104,8 @@ def make_trainer(
         precision = "bf16-mixed" if computes_in_bf16(on_gpu) else "32-true"
     if devices == "auto" and not on_gpu:
         devices = 1
+    if not on_gpu:
+        keep_memory()
     model.log_every_steps = log_every_steps
     model.max_steps = max_steps
     model.gradient_clip, model.accumulate = gradient_clip, accumulate
