@@ -6,7 +6,8 @@ checkpoint is counted.
 
 (a) `<method>_overhead_vs_loop`: the trainer of a run against a loop by hand over the same loader, networks, losses,
 autocast, memory format, fused Adam and averages. The two take turns inside one training.
-(b) `<method>_speedup_vs_fp32`: that loop in bf16 and channels_last against float32 and contiguous.
+(b) `<method>_speedup_vs_fp32`: that loop in bf16 and channels_last against float32 and contiguous. FLOPs are counted of
+a step without the lazy penalty, and set against the fastest matrix product that this machine was seen to make.
 
 A turn is as long as the period of the lazy penalty, so that each holds one. Passes through generator and discriminator
 are counted in both trainings while they are timed, those for penalties too.
@@ -29,7 +30,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from benchmarks.common import alternate, speedup, store
-from benchmarks.step import Loop, TakeTurns
+from benchmarks.step import Loop, TakeTurns, flops_per_step, matmul_flops
 from mri_synth.config import check, config_dir
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch
@@ -144,7 +145,7 @@ def _count(network: nn.Module, name: str, passes: Counter[str]) -> None:
     network.forward = counted
 
 
-def measure(name: str, words: list[str], quick: bool = False, passes: int = 7) -> dict[str, Any]:
+def measure(name: str, words: list[str], quick: bool = False, passes: int = 5) -> dict[str, Any]:
     """Figures of one method.
 
     Args:
@@ -182,8 +183,11 @@ def measure(name: str, words: list[str], quick: bool = False, passes: int = 7) -
         cpu = [a / b for a, b in zip(turns.cpu["ours"], turns.cpu["loop"], strict=True)]
         per_step = {who: round(median(s) / every, 5) for who, s in turns.seconds.items()}
         steps = {"ours": trainer.global_step, "loop": int(loop.gan.made)}  # type: ignore[arg-type]
-        counts = {"ours": counted, "loop": loop.passes}
+        counts = {"ours": counted, "loop": loop.passes.copy()}
         fast, seconds = against_fp32(data, fresh, device, every, max(2, passes // 2))
+        flops = flops_per_step(loop)
+        peaks = {who: matmul_flops(device, dtype) for who, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+        least = {who: median(s) / every for who, s in seconds.items()}
     return {
         f"{name}_overhead_vs_loop": round(median(ratios) - 1, 4),
         f"{name}_speedup_vs_fp32": round(fast, 3),
@@ -199,7 +203,12 @@ def measure(name: str, words: list[str], quick: bool = False, passes: int = 7) -
             "overhead_in_cpu_time": round(median(cpu) - 1, 4),
             "passes_per_step_of_loop": _per_step(counts["loop"], steps["loop"]),
             "s_per_step": per_step,
-            "s_per_step_of_loop": {who: round(median(s) / every, 5) for who, s in seconds.items()},
+            "overhead_ms_per_step": round(1000 * (per_step["ours"] - per_step["loop"]), 2),
+            "s_per_step_of_loop": {who: round(s, 5) for who, s in least.items()},
+            "gflop_per_step": round(flops / 1e9, 2),
+            "gflops_matmul_peak": {who: round(peak / 1e9) for who, peak in peaks.items()},
+            "floor_s_per_step": {who: round(flops / peak, 5) for who, peak in peaks.items()},
+            "share_of_peak": {who: round(flops / s / peaks[who], 3) for who, s in least.items()},
             "steps_per_turn": every,
             "turns": len(ratios),
             "overrides": words,
@@ -239,7 +248,7 @@ def main() -> None:
     names = [w for w in words if w in METHODS] or list(METHODS)
     result: dict[str, Any] = {"peer": "the same networks and losses in a loop by hand"}
     for name in names:
-        result |= measure(name, [w for w in words if w not in METHODS], quick, 2 if quick else 7)
+        result |= measure(name, [w for w in words if w not in METHODS], quick, 2 if quick else 5)
     store("gan", result, keep=not quick)
 
 

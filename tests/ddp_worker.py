@@ -68,7 +68,7 @@ CASES: dict[str, list[str]] = {
     # a hinge leaves biases without a gradient while all verdicts lie within its margins
     "vqgan": ["model=vqgan", *VQVAE_SMALL, *STILL, "model.codebook_warmup=0", "model.d_width=8", "model.d_layers=2",
               "model.perceptual=none", "model.adversarial_start=0.25", "model.gan_loss=logistic",
-              "model.ema_decay=0.9"],
+              "model.ema_decay=0.9", "trainer.max_epochs=3"],
     # a pool that is full in mid-step. No norms: behind instance norm the air of a slice, thousands of equal pixels, may
     # lie on the kink of a ReLU all at once
     "cyclegan": ["model=cyclegan", "model.generator=unet", "model.norm=none", "model.width=8", "model.dropout=0.2",

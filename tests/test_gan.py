@@ -465,6 +465,42 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(case: str, tmp_path: Path,
     assert whole["lr_schedulers"] == resumed["lr_schedulers"]
 
 
+ALL = ["data.preset=custom", "data.subjects=[9,2,2]", "data.slices.stop=8", "model.betas=[0.5,0.9]",
+       "trainer.precision=32-true", "trainer.max_epochs=1"]  # fmt: skip
+METHODS = {
+    "dcgan": ["model.r1_every=3", "model.pixel_noise=true"],
+    "progan": ["model=progan", "model.fmap_base=64", "model.fmap_max=16", "model.latent_dim=8", "model.group=2",
+               "model.minibatch=[8,8,8,4]", "model.fade_kimg=[0.016]", "model.steady_kimg=[0.008]", "model.r1_every=3",
+               "model.augment=[intensity]"],
+    "vqgan": ["model=vqgan", "model.hidden_channels=16", "model.codebook_size=16", "model.codebook_dim=8",
+              "model.kmeans_init=false", "model.revive_below=0", "model.codebook_warmup=0", "model.d_width=8",
+              "model.d_layers=1", "model.perceptual=none", "model.adversarial_start=0.2", "model.gan_loss=logistic"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(METHODS))
+def test_accumulated_batches_of_every_method_are_one_large_batch(name: str, tmp_path: Path, compose: Any) -> None:
+    shared = [w for w in SMALL if name == "dcgan" or not w.startswith("model")]
+    found = []
+    for batch, accumulate in ((8, 1), (4, 2)):
+        words = [*shared, *ALL, *METHODS[name], f"data.batch_size={batch}", f"trainer.accumulate={accumulate}",
+                 f"trainer.limit_train_batches={10 * accumulate}"]  # fmt: skip
+        (tmp_path / str(batch)).mkdir()
+        data, model, trainer = build(compose(*words), tmp_path / str(batch))
+        trainer.fit(model, datamodule=data)
+        assert trainer.global_step == 10
+        found.append((model.state_dict(), tmp_path / str(batch)))
+    (one, first), (two, second) = found
+    for key, value in one.items():
+        if value.is_floating_point():
+            assert (two[key] - value).norm() <= 1e-5 * value.norm(), key
+    for side in ("train/d_loss", "train/g_loss"):
+        curve = [v for _, v in rows(first, side)]
+        assert len(curve) >= 7
+        assert [v for _, v in rows(second, side)] == pytest.approx(curve, rel=1e-5)
+
+
 def small(**arguments: Any) -> DCGAN:
     torch.manual_seed(0)
     spec = DataSpec(size=32, classes=("none", "lesion"), contrasts=("T1", "T2"))

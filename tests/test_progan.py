@@ -439,7 +439,7 @@ def test_a_run_killed_in_a_fade_resumes_bit_for_bit(stop: int, whole: Any, compo
 
 
 @pytest.mark.slow
-def test_accumulated_batches_are_one_large_batch(compose: Any, tmp_path: Path) -> None:
+def test_accumulated_batches_are_counted_as_one_large_batch(compose: Any, tmp_path: Path) -> None:
     words = ["trainer.max_epochs=2", "trainer.precision=32-true", "model.minibatch=[8]"]
     one, rows = train(compose, tmp_path / "one", *words, "data.batch_size=8")
     two, more = train(compose, tmp_path / "two", *words, "data.batch_size=4", "trainer.accumulate=2")

@@ -166,6 +166,7 @@ def test_mistakes_are_found_before_anything_is_built(compose, tmp_path, monkeypa
     )
     assert "judges images of at least 24 pixels, and data.size=16; try model.d_layers=1" in message("data.size=16")
     assert "no multiple of that; try data.size=64" in message("data.size=66")
+    assert "model.gan_loss=wgan: allowed: hinge, logistic, bce or lsgan" in message("model.gan_loss=wgan")
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,9 @@ class GANModule(SynthModule):
     Attributes:
         ema: frozen averages of `generator_networks()`, in their order; None without.
         augment: of what the discriminators see in training, by `augmented`; a method may set it. None: nothing is done.
-        keeps_graphs: with accumulation, fakes are kept from the discriminators' turn to the generators', at the
-            memory that accumulation is there to save, and not made twice. For generators that change when called.
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val/kid", "min")
-    keeps_graphs: ClassVar[bool] = False
     ema: nn.ModuleList | None
     augment: DiffAugment | None
 
@@ -227,7 +224,7 @@ class GANModule(SynthModule):
     def _update(self, parts: list[Batch]) -> dict[str, Tensor]:
         """Discriminators, then generators, on the parts of one update; their mean losses."""
         generates = (self.global_step + 1) % self.n_critic == 0
-        keep = generates and (len(parts) == 1 or self.keeps_graphs)
+        keep = generates and len(parts) == 1  # graphs of several would take the memory that parts save
         made = [self.generate(part) for part in parts] if keep else []
         losses: dict[str, Tensor] = {}
         if self.discriminates():

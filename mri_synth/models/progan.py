@@ -160,7 +160,8 @@ class ProGAN(FromLatent, GANModule):
             for optimizer, rate in zip(optimizers, lr, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * self.growth.lr_factor[phase.stage]
-            yield [whole.part(slice(at, min(at + most, here.stop))) for at in range(here.start, here.stop, most)]
+            count = -(-(here.stop - here.start) // most)  # every count-th image, as processes: the whole's groups
+            yield [whole.part(slice(here.start + part, here.stop, count)) for part in range(count)]
             self.seen += (here.stop - here.start) * world
             self.made += 1
             if (self.phase.stage, self.phase.fading) != (phase.stage, phase.fading):

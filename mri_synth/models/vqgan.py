@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.losses import perceptual as look
 from mri_synth.losses.adaptive import adaptive_weight, balanced
-from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR, GANLoss, r1
+from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR, r1
 from mri_synth.losses.autoencoder import code_losses, image_losses
 from mri_synth.losses.noise import noise_draws, noise_loss, rician_draw
 from mri_synth.losses.reconstruction import l1, mse, ssim_loss
@@ -66,7 +66,7 @@ class VQGAN(WithCodes, GANModule):
         lambda_perceptual: weight of the perceptual loss in the reconstruction loss.
         adversarial_start: share of the steps before the discriminator starts; 1: never.
         lambda_adv: factor on the adaptive weight of the adversarial loss.
-        gan_loss: of the adversarial game.
+        gan_loss: of the adversarial game; wgan is none of them, as nothing bounds the slope of this discriminator.
         d_width: channels of the discriminator's first layer.
         d_layers: its layers of stride 2; with 3 a verdict is on 70 x 70 pixels.
         d_norm: of its inner layers.
@@ -82,7 +82,6 @@ class VQGAN(WithCodes, GANModule):
 
     adversarial_weight: Tensor
     monitor: ClassVar[tuple[str, str]] = ("val/ssim", "max")
-    keeps_graphs: ClassVar[bool] = True  # the codebook follows whenever fakes are made
     explained: ClassVar[dict[str, Any]] = {
         "g_l1": l1, "g_mse": mse, "g_ssim_loss": ssim_loss, "g_commitment": commitment, "g_noise_loss": noise_loss,
         "g_weight": adaptive_weight, "d_r1": r1, "codebook_usage": codebook_usage, "perplexity": codebook_usage,
@@ -112,7 +111,7 @@ class VQGAN(WithCodes, GANModule):
         lambda_perceptual: NonNegative = 1.0,
         adversarial_start: Share = 0.3,
         lambda_adv: NonNegative = 0.8,
-        gan_loss: GANLoss = "hinge",
+        gan_loss: Literal["hinge", "logistic", "bce", "lsgan"] = "hinge",
         d_width: PositiveInt = 64,
         d_layers: PositiveInt = 3,
         d_norm: patch.Norm = "none",
@@ -177,6 +176,10 @@ class VQGAN(WithCodes, GANModule):
         start: int = round(self.hparams["adversarial_start"] * self.total_steps)
         return self.hparams["adversarial_start"] < 1 and self.global_step >= start
 
+    def updates(self, parts: list[Batch]) -> list[list[Batch]]:
+        """One, of all batches joined: codebook and adaptive weight are of all images of a step, and move once."""
+        return [[Batch.join(parts)]]
+
     # -- losses ----------------------------------------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> dict[str, Any]:
@@ -215,7 +218,7 @@ class VQGAN(WithCodes, GANModule):
         L_perceptual`, `L_adv = -D(x_hat)`, `lambda = |grad L_rec| / (|grad L_adv| + 1e-6)` at the decoder's last layer
 
         What images lose and gain is differentiated up to the reconstruction, each once; from there one gradient goes
-        on. With accumulation lambda is that of each batch. In evaluation it is the training's last one.
+        on. In evaluation lambda is the training's last one.
         """
         h, x = self.hparams, batch.image
         x_hat = fakes["x_hat"]
