@@ -180,6 +180,13 @@ def test_gradients_flow_to_what_a_stage_has_and_nowhere_else(pair: Any, stage: i
             assert not wanted or parameter.grad.abs().max() > 0, name
 
 
+def test_images_of_one_channel_become_channels_last() -> None:
+    layer, x = EqualizedConv2d(1, 8, kernel=1), torch.randn(2, 1, 4, 6)
+    expected = torch.nn.functional.conv2d(x, layer.weight * layer.scale, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    assert layer(x).is_contiguous(memory_format=torch.channels_last)
+
+
 def test_mixed_precision_and_channels_last_agree(pair: Any) -> None:
     generator, discriminator = pair
     z = torch.randn(4, 6)

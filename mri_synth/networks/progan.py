@@ -100,6 +100,8 @@ class EqualizedConv2d(nn.Module):
             return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
         if self.resize == "down":
             return F.conv2d(x, _spread(self.weight * (self.scale / 4)), self.bias, stride=2, padding=1)
+        if self.weight.shape[1:] == (1, 1, 1):  # a convolution of one channel forgets channels_last, and all after it
+            return F.linear(x.movedim(1, -1), self.weight.flatten(1) * self.scale, self.bias).movedim(-1, 1)
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
