@@ -165,7 +165,7 @@ class _NoiseHead(nn.Module):
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 2 * channels)
-        self.log_spread = nn.Parameter(torch.full((channels,), -1.0))
+        self.log_spread = nn.Parameter(torch.full((channels,), -2.3))  # first 0.1
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
