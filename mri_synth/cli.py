@@ -335,3 +335,7 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("\nstopped", err=True)
         raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

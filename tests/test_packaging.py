@@ -63,6 +63,10 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert run(sys.executable, "-c", IMPORT_ALL, *LIGHT).splitlines() == LIGHT
 
 
+def test_the_verbs_run_as_a_module_too() -> None:
+    assert "reconstruct" in run(sys.executable, "-m", "mri_synth.cli", "--help")
+
+
 @pytest.mark.slow
 def test_wheel_carries_the_config_and_no_data(tmp_path: Path) -> None:
     pip = (sys.executable, "-m", "pip", "-qq")
