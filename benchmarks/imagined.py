@@ -1,16 +1,20 @@
-"""Does text turn a slice's contrast? `python -m benchmarks.imagined GENERATOR MRI_CLIP [n=8] [KEY=VALUE ...]`.
+"""Does text turn a contrast? `python -m benchmarks.imagined GENERATOR MRI_CLIP [n=8] [strangers=9002] [KEY=VALUE ...]`
 
 T1 slices of phantoms that neither has seen start it. Each is drawn, `steps` steps at the generator's size, to every
 contrast which generator and guide know, one prompt a job. A classifier of contrasts then judges what came of them: of
-another architecture than the guide (group norm, mean and maximum), trained on phantoms of another seed, so that it
-shares no subject with generator or guide; its accuracy on held-out ones stands beside.
+another architecture than the guide (batch norm, mean and maximum), trained on phantoms of another seed, so that it
+shares no subject with generator or guide; its accuracy on held-out ones stands beside. `strangers` is the seed of the
+slices that start: settings are tried on one, and what is said of them is measured on another.
 
 `asked`: share of the pictures that the classifier calls by the contrast that was asked for. `shuffled`: the same held
 against the prompts of other jobs, every one of which asked for something else: what the pictures' differences are
 worth. `T2_of_T2`: the share of T1 slices that became T2 when asked to, `T2_of_others`: when asked for anything else.
 `seconds_one`: of one job alone, 200 steps.
+What is left of the anatomy, of those asked for T2: `ssim_real_T2`, with the subject's real T2 slice, beside that of
+the start (`ssim_T1_real_T2`) and of the real slice through the generator (`ssim_T2_real_T2`); and `structure`, how far
+their edges are from the start's (0 to 1), beside those of the real T2 through the generator (`structure_real_T2`).
 
-KEY=VALUE are of `conf/model/clip_guided.yaml`, over init_weight=1. The pictures lie in benchmarks/results/imagined.png.
+KEY=VALUE are of `conf/model/clip_guided.yaml`, over structure_weight=1. The pictures: benchmarks/results/imagined.png.
 `--quick`: small random networks, which mean nothing.
 """
 
@@ -32,10 +36,13 @@ from mri_synth import drawing
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.phantom import Phantom
 from mri_synth.devices import computes_in_bf16
+from mri_synth.guided import space_of
 from mri_synth.guides import Guide, guide
 from mri_synth.imagine import settings_of
+from mri_synth.losses.guidance import structure_loss
+from mri_synth.metrics.ssim import ssim
 from mri_synth.models.canvas import paint
-from mri_synth.models.clip_guided import ClipGuided, space_of
+from mri_synth.models.clip_guided import ClipGuided
 from mri_synth.models.latent_space import LatentSpace
 from mri_synth.models.vqvae import VQVAE
 from mri_synth.networks.classifier import Classifier
@@ -78,13 +85,14 @@ def prompt(contrast: str, contrasts: list[str]) -> str:
     return " | ".join([f"axial {contrast} slice", *(f"axial {c} slice:{-1 / len(others):g}" for c in others)])
 
 
-def main(generator: str, weights: str, n: int, words: list[str], quick: bool) -> None:
+def main(generator: str, weights: str, n: int, seed: int, words: list[str], quick: bool) -> None:
     """Measure, print, and keep the result unless quick.
 
     Args:
         generator: checkpoint.
         weights: of the guide.
         n: slices.
+        seed: of their phantoms.
         words: further settings.
         quick: of networks that know nothing.
     """
@@ -100,10 +108,10 @@ def main(generator: str, weights: str, n: int, words: list[str], quick: bool) ->
         (space, spec), seer = space_of(generator), guide("mri_clip", weights)
     contrasts = [c for c in spec.contrasts if c in seer.model.spec.contrasts]  # type: ignore[union-attr, operator]
     judge, accuracy = classifier(contrasts, space.size, 2 if quick else 24)
-    image, label = slices(contrasts, n, space.size, STRANGERS + 2)
-    starts = image[label == contrasts.index("T1")][4::10][:n]  # the same place of every subject
+    image, label = slices(contrasts, n, space.size, seed)
+    starts, real = (image[label == contrasts.index(c)][4::10][:n] for c in ("T1", "T2"))  # one place of every subject
     precision: Any = "bf16-mixed" if computes_in_bf16(torch.cuda.is_available()) else "32-true"
-    settings = settings_of(["init_weight=1", *words], {"generator": generator, "weights": weights, "init": "data"})
+    settings = settings_of(["structure_weight=1", *words], {"generator": generator, "weights": weights, "init": "data"})
 
     def imagined(text: str, batch: Tensor) -> Tensor:
         model = ClipGuided(spec, **{**settings, "prompts": [text] * len(batch)})
@@ -117,7 +125,8 @@ def main(generator: str, weights: str, n: int, words: list[str], quick: bool) ->
     imagined(prompt("T2", contrasts), starts[:1])
     seconds = (time.perf_counter() - began) * 200 / settings["steps"]
     with torch.no_grad():
-        before = judge(space.decode(space.encode(starts))).argmax(1)
+        drawn, best = (space.decode(space.encode(x)) for x in (starts, real))
+        before = judge(drawn).argmax(1)
         called = {c: judge(x).argmax(1) for c, x in made.items()}
     asked = torch.cat([called[c] == contrasts.index(c) for c in contrasts]).float().mean()
     shuffled = torch.cat([called[c] == k for c in contrasts for k, other in enumerate(contrasts) if other != c])
@@ -130,10 +139,15 @@ def main(generator: str, weights: str, n: int, words: list[str], quick: bool) ->
         "T2_of_T2": round(float((called["T2"] == two).float().mean()), 4),
         "T2_of_others": round(float(others.float().mean()), 4), "asked": round(float(asked), 4),
         "shuffled": round(float(shuffled.float().mean()), 4), "seconds_one": round(seconds, 1),
+        **{name: round(float(ssim((x + 1) / 2, (real + 1) / 2).mean()), 4) for name, x in (
+            ("ssim_real_T2", made["T2"]), ("ssim_T1_real_T2", drawn), ("ssim_T2_real_T2", best))},
+        **{name: round(float(structure_loss(x, drawn).mean()), 4) for name, x in (
+            ("structure", made["T2"]), ("structure_real_T2", best))},
+        "strangers": seed, "settings": words,
     }, keep=not quick)  # fmt: skip
     if quick:
         return
-    rows = {"T1, the start": starts, **{f'"{c}"': x for c, x in made.items()}}
+    rows = {"T1, the start": starts, **{f'"{c}"': x for c, x in made.items()}, "T2, the real one": real}
     drawing.save(drawing.sheet(rows, "clip_guided with mri_clip, SIMULATED"), RESULTS / "imagined.png")
 
 
@@ -143,4 +157,6 @@ if __name__ == "__main__":
     if len(given) < 2:
         sys.exit("give the checkpoint of a generator and that of an mri_clip, which know the same contrasts")
     count = next((int(w[2:]) for w in given[2:] if w.startswith("n=")), 8)
-    main(given[0], given[1], count, [w for w in given[2:] if not w.startswith("n=")], quick)
+    strangers = next((int(w.partition("=")[2]) for w in given[2:] if w.startswith("strangers=")), STRANGERS + 2)
+    rest = [w for w in given[2:] if not w.startswith(("n=", "strangers="))]
+    main(given[0], given[1], count, strangers, rest, quick)

@@ -25,9 +25,10 @@ from mri_synth.data.batch import Batch
 from mri_synth.data.nifti import whole_file
 from mri_synth.devices import device_of, in_bf16
 from mri_synth.errors import UserError
+from mri_synth.guided import space_of
 from mri_synth.guides import guide as load_guide
 from mri_synth.models.canvas import paint
-from mri_synth.models.clip_guided import ClipGuided, space_of
+from mri_synth.models.clip_guided import ClipGuided
 from mri_synth.overrides import admit_unknown
 from mri_synth.sample import LAST_SEED
 from mri_synth.walk import mp4

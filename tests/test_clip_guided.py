@@ -24,8 +24,9 @@ from mri_synth import config, imagine
 from mri_synth.cli import app
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.errors import ConfigError, UserError
+from mri_synth.guided import space_of
 from mri_synth.guides import Guide, looked_at, present
-from mri_synth.models import clip_guided
+from mri_synth.losses.guidance import structure_loss
 from mri_synth.models.canvas import paint
 from mri_synth.models.checkpoint import FORMAT, load_model
 from mri_synth.models.clip_guided import ClipGuided
@@ -145,6 +146,19 @@ def test_the_start_is_kept_by_its_weight(tmp_path: Path) -> None:
     assert kept.flatten().argmax() == 12
 
 
+def test_edges_of_the_start_are_kept_by_their_weight_and_brightness_is_free(tmp_path: Path) -> None:
+    bar = np.full((SIZE, SIZE), 60, np.uint8)
+    bar[:, 3:5] = 120
+    Image.fromarray(bar).save(tmp_path / "bar.png")
+    given = {"init": "image", "init_image": str(tmp_path / "bar.png")}
+    start = torch.from_numpy(bar)[None, None].float() / 127.5 - 1
+    free, kept = (painted(model("12", structure_weight=w, **given)) for w in (0.0, 20.0))
+    far = [float(structure_loss(x, start)) for x in (free, kept)]
+    assert far[0] > 0.5
+    assert far[1] < 0.1
+    assert embedded(kept)[0, 12] > 1.5 * embedded(start)[0, 12]
+
+
 def test_the_average_is_free_of_its_start() -> None:
     method = model("12", ema_decay=0.5, steps=2)
     seen = []
@@ -234,13 +248,13 @@ def test_a_generator_without_latents_is_refused(tmp_path: Path) -> None:
                 "mri_synth": {"target": "mri_synth.models.unet_l1.UNetL1", "format": FORMAT, "version": "0",
                               "trained_on": []}}, tmp_path / "unet.ckpt")  # fmt: skip
     with pytest.raises(UserError, match=r"unet\.ckpt: UNetL1 has no latents to optimise images by"):
-        clip_guided.space_of(str(tmp_path / "unet.ckpt"))
+        space_of(str(tmp_path / "unet.ckpt"))
 
 
 def test_a_run_goes_on_where_it_was_stopped(
     compose: Compose, tmp_path: Path, generator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_guided, "guide", lambda kind, weights: Linear())
+    monkeypatch.setattr("mri_synth.models.clip_guided.guide", lambda kind, weights: Linear())
     words = ["model=clip_guided", f"model.generator={generator}", "model.guide=conse", "model.prompts=['12','40']",
              "model.jobs=4", "model.init=data", "model.lr=1.0", "model.steps=12", "model.every=3", "model.cutouts=2",
              "logger=csv", "data.subjects=[2,1,1]", "data.size=16", "data.batch_size=2", "trainer.progress=false",

@@ -17,7 +17,7 @@ from mri_synth import initial
 from mri_synth.cutouts import CutoutSettings, cutouts, placements
 from mri_synth.data.batch import DataSpec
 from mri_synth.errors import UserError
-from mri_synth.losses.guidance import anchor_loss, guidance_loss, similarity, spherical_distance
+from mri_synth.losses.guidance import anchor_loss, guidance_loss, similarity, spherical_distance, structure_loss
 from mri_synth.models.dcgan import DCGAN
 from mri_synth.models.unet_l1 import UNetL1
 from mri_synth.models.vae import VAE
@@ -65,6 +65,21 @@ def test_weights_draw_near_and_drive_away() -> None:
     padded = guidance_loss(embedded, more, torch.tensor([[1.0, -0.5, 0.0]]))
     torch.testing.assert_close(padded, torch.tensor([0.5 * mean]))
     torch.testing.assert_close(anchor_loss(torch.full((1, 3), 3.0), torch.ones(1, 3)), torch.tensor([2.0]))
+
+
+def test_edges_are_kept_whatever_their_contrast() -> None:
+    ramp = torch.linspace(-1, 1, 9).expand(1, 1, 9, 9)  # a quarter from pixel to pixel, along x
+    zero = torch.zeros(1)
+    for same in (ramp, -ramp, ramp + 0.3):
+        torch.testing.assert_close(structure_loss(same, ramp), zero, atol=1e-5, rtol=0)
+    e, g = 0.1**2, 0.25**2
+    across, flat = ramp.transpose(2, 3), torch.zeros(1, 1, 9, 9)
+    torch.testing.assert_close(structure_loss(across, ramp), torch.tensor([1 - e**2 / (g + e) ** 2]))
+    torch.testing.assert_close(structure_loss(flat, ramp), torch.tensor([1 - e / (g + e)]))
+    torch.testing.assert_close(structure_loss(flat, flat), zero)
+    torch.testing.assert_close(
+        structure_loss(ramp.expand(1, 3, 9, 9), ramp.expand(1, 3, 9, 9)), zero, atol=1e-5, rtol=0
+    )
 
 
 # -- cutouts -----------------------------------------------------------------------------------------------------------

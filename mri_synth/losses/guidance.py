@@ -74,3 +74,29 @@ def anchor_loss(z: Tensor, start: Tensor) -> Tensor:
         (B,) float32.
     """
     return (z.float() - start.float()).square().flatten(1).mean(1) / 2
+
+
+def structure_loss(image: Tensor, start: Tensor, edge: float = 0.1) -> Tensor:
+    """How far an image's edges are from those of its start, whatever their sign and strength.
+
+    `L_structure = mean_x 1 - (|g.g_0| + e^2)^2 / ((|g|^2 + e^2) (|g_0|^2 + e^2))`, g and g_0 the gradients at x of the
+    image and of its start: the normalised gradient fields of Haber and Modersitzki 2006 (MICCAI, eq. 3), made to
+    register images of different contrasts
+
+    Args:
+        image: (B, C, H, W) in [-1, 1]; of the mean of its channels.
+        start: the same shape.
+        edge: e, difference of neighbouring pixels at which an edge begins.
+
+    Returns:
+        (B,) float32 in [0, 1]; 0 where gradients are parallel or opposite, and equally strong where they are faint.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        g, g_0 = (_gradient(x.float().mean(1)) for x in (image, start))
+        both = ((g * g_0).sum(1).abs() + edge**2).square()
+        return (1 - both / ((g.square().sum(1) + edge**2) * (g_0.square().sum(1) + edge**2))).mean((1, 2))
+
+
+def _gradient(x: Tensor) -> Tensor:
+    """(B, H, W) to (B, 2, H - 2, W - 2), half the differences of the two neighbours along each axis."""
+    return torch.stack([x[:, 2:, 1:-1] - x[:, :-2, 1:-1], x[:, 1:-1, 2:] - x[:, 1:-1, :-2]], 1) / 2

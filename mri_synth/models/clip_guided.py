@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Len, Lt
@@ -20,22 +20,24 @@ from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.style_pairs import style_pairs
 from mri_synth.data.views import Images
 from mri_synth.errors import UserError
-from mri_synth.guides import WEIGHTS, Guide, Kind, guide
-from mri_synth.losses.guidance import anchor_loss, guidance_loss, similarity, spherical_distance
+from mri_synth.guided import problems, space_of
+from mri_synth.guides import Guide, Kind, guide
+from mri_synth.losses.guidance import anchor_loss, guidance_loss, similarity, spherical_distance, structure_loss
 from mri_synth.models import canvas
 from mri_synth.models.canvas import CanvasModule
-from mri_synth.models.checkpoint import load_model
 from mri_synth.models.latent_space import LatentSpace
 from mri_synth.palettes import Palette, coloured
 from mri_synth.prompts import Prompt, schedule
+from mri_synth.targets import Targets
 
 NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Init = Literal["random", "data", "image"]
 _KEPT = ("initial", "average", "taken")
+_KEEPS = {"init_weight": "start", "structure_weight": "structure"}
 _EVALUATION = (1 << 40) + 1
 """Step of the cutouts in evaluation, which no training reaches."""
-_NEVER = 1 << 40
+_NETWORKS = ("space", "guide")
 
 
 class ClipGuided(CanvasModule):
@@ -56,7 +58,8 @@ class ClipGuided(CanvasModule):
         init: where they start: "random" latents, the images of the "data", or one "image" for all.
         init_image: its file.
         init_slice: of it, where it is a volume.
-        init_weight: of the distance from the start.
+        init_weight: of the distance from the start, in latents.
+        structure_weight: of the distance from the start's edges, whatever their contrast.
         size: side of the images, pixels; None: as the generator was trained.
         cutouts: that the guide sees of an image, at each step.
         whole: so many of them are the whole image.
@@ -79,7 +82,8 @@ class ClipGuided(CanvasModule):
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     instead: ClassVar[str] = "Its pictures are the run's; draw others with mri-synth imagine, and release its generator"
     explained: ClassVar[dict[str, Any]] = {
-        "distance": guidance_loss, "similarity": similarity, "start": anchor_loss, "spherical": spherical_distance,
+        "distance": guidance_loss, "similarity": similarity, "start": anchor_loss, "structure": structure_loss,
+        "spherical": spherical_distance,
     }  # fmt: skip
     protocols: ClassVar[dict[str, str]] = {
         "similarity": "mean cosine, in the guide's embedding, of fixed cutouts of the result and its prompts, those "
@@ -100,6 +104,7 @@ class ClipGuided(CanvasModule):
         init_image: str | None = None,
         init_slice: Annotated[int, Ge(0)] | None = None,
         init_weight: NonNegative = 0.0,
+        structure_weight: NonNegative = 0.0,
         size: canvas.PositiveInt | None = None,
         cutouts: canvas.PositiveInt = 16,
         whole: Annotated[int, Ge(0)] = 2,
@@ -144,32 +149,10 @@ class ClipGuided(CanvasModule):
     @staticmethod
     def problems(arguments: Mapping[str, Any]) -> list[str]:
         """What is wrong beyond types and ranges: files that are not there, prompts that cannot be read."""
-        given: dict[str, Any] = {
+        return problems({
             "generator_config": None, "guide": "mri_clip", "weights": None, "init": "random", "init_image": None,
             "prompts": [], "steps": 200, "cut_scale": (0.5, 1.0), **arguments,
-        }  # fmt: skip
-        found = [f"model.{key}={given[key]}: no such file" for key in ("generator_config", "init_image")
-                 if given[key] is not None and not Path(given[key]).is_file()]  # fmt: skip
-        if isinstance(given.get("generator"), str) and not Path(given["generator"]).is_file():
-            found.append(f"model.generator={given['generator']}: no such checkpoint; train one with python -m "
-                         "mri_synth.run model=vqgan, and give outputs/<run>/best.ckpt")  # fmt: skip
-        if given["guide"] in get_args(Kind):
-            wants = WEIGHTS[given["guide"]]
-            if given["guide"] == "mri_clip" and not Path(given["weights"] or "").is_file():
-                found.append(f"model.weights={given['weights']}: model.guide=mri_clip needs {wants}")
-            elif given["guide"] == "clip" and not given["weights"]:
-                found.append(f"model.weights=null: model.guide=clip needs {wants}")
-        if (given["init"] == "image") != (given["init_image"] is not None):
-            found.append(f"model.init={given['init']} and model.init_image={given['init_image'] or 'null'}: an image "
-                         "is given with model.init=image, and only then")  # fmt: skip
-        if given["cut_scale"][0] > given["cut_scale"][1]:
-            found.append(f"model.cut_scale={list(given['cut_scale'])}: the least side is above the largest")
-        for text in given["prompts"]:
-            try:
-                schedule(text, given["steps"])
-            except UserError as error:
-                found.append(f"model.prompts: {error}")
-        return found
+        })  # fmt: skip
 
     # -- what is frozen --------------------------------------------------------------------------------------------
 
@@ -204,11 +187,12 @@ class ClipGuided(CanvasModule):
         self._held.update({name: value for name, value in given.items() if value is not None})
 
     def _here(self, name: str) -> Any:
-        module = self._held[name]
+        there = self._held[name]
         if self._held.get(f"{name} at") != self.canvas.device:
-            module.to(self.canvas.device, memory_format=torch.channels_last)
-            self._held[f"{name} at"] = self.canvas.device
-        return module
+            where = self.canvas.device
+            there = there.to(where, memory_format=torch.channels_last) if name in _NETWORKS else there.to(where)
+            self._held |= {name: there, f"{name} at": where}
+        return there
 
     @property
     def side(self) -> int:
@@ -225,7 +209,8 @@ class ClipGuided(CanvasModule):
 
     def start(self, batches: list[Batch]) -> None:
         """Everything is loaded, and every prompt understood, before anything is optimised."""
-        self._held.pop("targets", None)
+        for name in ("targets", "targets at", "drawn", "drawn at"):
+            self._held.pop(name, None)
         wanted, there = self.hparams["jobs"] or len(self.stages), sum(map(len, batches))
         if there < wanted:
             raise UserError(f"{wanted} jobs ({len(self.stages)} prompt sets, model.jobs={self.hparams['jobs']}), and "
@@ -272,26 +257,11 @@ class ClipGuided(CanvasModule):
         return self.seed + index // len(self.stages)
 
     @torch.no_grad()
-    def targets(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the prompt sets ask for.
-
-        Returns:
-            Embeddings (P, S, K, D) of K prompts in S stages of P sets, weights (P, S, K), 0 where there are fewer, and
-            steps (P, S) at which the stages begin.
-        """
-        if "targets" not in self._held or self._held["targets"][0].device != self.canvas.device:
-            every = {p: self._embedded(p) for stages in self.stages for stage in stages for p in stage.prompts}
-            most = max(map(len, self.stages)), max(len(s.prompts) for stages in self.stages for s in stages)
-            dims = len(next(iter(every.values())))
-            embedded = torch.zeros(len(self.stages), *most, dims)
-            weights, begins = torch.zeros(len(self.stages), *most), torch.full((len(self.stages), most[0]), _NEVER)
-            for i, stages in enumerate(self.stages):
-                for j, stage in enumerate(stages):
-                    begins[i, j] = stage.start
-                    for k, p in enumerate(stage.prompts):
-                        embedded[i, j, k], weights[i, j, k] = every[p].cpu(), p.weight
-            self._held["targets"] = tuple(t.to(self.canvas.device) for t in (embedded, weights, begins))
-        found: tuple[Tensor, Tensor, Tensor] = self._held["targets"]
+    def targets(self) -> Targets:
+        """What the prompt sets ask for, on the canvases' device."""
+        if "targets" not in self._held:
+            self._held["targets"] = Targets.of(self.stages, self._embedded)
+        found: Targets = self._here("targets")
         return found
 
     def _embedded(self, prompt: Prompt) -> Tensor:
@@ -318,21 +288,32 @@ class ClipGuided(CanvasModule):
     def terms(self, batch: Batch, canvas: Tensor) -> dict[str, Tensor]:
         """The objective of each job.
 
-        `L = sum_p w_p mean_k d(e_k, t_p) + init_weight L_init`, e_k the embeddings of cutouts, t_p those of prompts
+        `L = sum_p w_p mean_k d(e_k, t_p) + init_weight L_init + structure_weight L_structure`, e_k the embeddings of
+        cutouts, t_p those of prompts
         """
         step: int | Tensor = self.taken[batch.index] if self.training else _EVALUATION
-        out = self._scored(canvas, batch.index, step)
+        picture = self.picture(canvas)
+        out = self._scored(picture, batch.index, step)
         out["start"] = anchor_loss(canvas, self.initial[batch.index])
-        return {"loss": out["distance"] + self.hparams["init_weight"] * out["start"], **out}
+        if self.hparams["structure_weight"]:
+            out["structure"] = structure_loss(picture, self.drawn()[batch.index])
+        weighted = [self.hparams[key] * out[name] for key, name in _KEEPS.items() if name in out]
+        return {"loss": out["distance"] + sum(weighted), **out}
 
-    def _scored(self, latent: Tensor, index: Tensor, step: int | Tensor) -> dict[str, Tensor]:
-        cut = cutouts(self.picture(latent), self.seer.size, self.cuts, 0, step, self.seeds(index))
+    def _scored(self, picture: Tensor, index: Tensor, step: int | Tensor) -> dict[str, Tensor]:
+        cut = cutouts(picture, self.seer.size, self.cuts, 0, step, self.seeds(index))
         embedded = self.seer.encode_image(cut.flatten(0, 1)).view(*cut.shape[:2], -1)
-        targets, weights, begins = (t[index % len(self.stages)] for t in self.targets())
-        now = ((begins <= self.taken[index, None]).sum(1) - 1, torch.arange(len(index), device=index.device))
-        asked, weight = targets[now[1], now[0]], weights[now[1], now[0]]
+        asked, weight = self.targets().now(index % len(self.stages), self.taken[index])
         return {"distance": guidance_loss(embedded, asked, weight),
                 "similarity": similarity(embedded, asked, weight)}  # fmt: skip
+
+    def drawn(self) -> Tensor:
+        """(N, 1 or 3, H, W), the pictures of all starts."""
+        if "drawn" not in self._held:
+            with torch.inference_mode(False), torch.no_grad():  # validation may ask first, and training goes on with it
+                self._held["drawn"] = torch.cat([self.picture(z).float() for z in self.initial.split(16)])
+        found: Tensor = self._here("drawn")
+        return found
 
     def configure_optimizers(self) -> Any:
         """Adam, each job for itself."""
@@ -377,7 +358,7 @@ class ClipGuided(CanvasModule):
     @torch.no_grad()
     def item_scores(self, batch: Batch) -> dict[str, Tensor]:
         """What each job came to."""
-        now, before = (self._scored(z, batch.index, _EVALUATION)["similarity"]
+        now, before = (self._scored(self.picture(z), batch.index, _EVALUATION)["similarity"]
                        for z in (self.shown(batch.index), self.initial[batch.index]))  # fmt: skip
         return {"similarity": now, "gained": now - before}
 
@@ -388,28 +369,3 @@ class ClipGuided(CanvasModule):
             if there is not None and not len(getattr(self, name)):
                 setattr(self, name, torch.zeros_like(there))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-
-def space_of(generator: str, generator_config: str | None = None) -> tuple[LatentSpace, DataSpec]:
-    """The latents of a checkpoint's generator, and what its data knew of themselves.
-
-    Args:
-        generator: checkpoint of a run, or of taming-transformers.
-        generator_config: the latter's yaml.
-
-    Returns:
-        Both, on the CPU.
-
-    Raises:
-        UserError: the file cannot be used, or its method has no latents.
-    """
-    if generator_config is not None:
-        from mri_synth import taming
-
-        space = taming.load(Path(generator), Path(generator_config))
-        return space, DataSpec(size=space.size, channels=space.channels)
-    model = load_model(Path(generator))
-    try:
-        return model.latent_space(), model.spec
-    except UserError as error:
-        raise UserError(f"{generator}: {error}") from None
