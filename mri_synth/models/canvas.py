@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mri_synth.data.base import MRIDataModule
 from mri_synth.data.batch import Batch, DataSpec
-from mri_synth.devices import device_of
+from mri_synth.devices import device_of, keep_memory
 from mri_synth.models.base import SynthModule
 from mri_synth.optim.canvas import CanvasAdam, CanvasOptimizer
 from mri_synth.optim.lbfgs import CanvasLBFGS
@@ -241,6 +241,8 @@ def paint(
     if begin is not None:
         model.canvas = nn.Parameter(begin.clone())
     place = device_of(device)
+    if place.type == "cpu":
+        keep_memory()
     model.log_every_steps = model.steps + 1
     repeated: Any = [jobs] * model.steps
     with warnings.catch_warnings():
