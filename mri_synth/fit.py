@@ -73,8 +73,8 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
     warn_of_other_data(content, data)
     overlap = trained_on_test(content, data, [config["init_from"]] if config["init_from"] else [])
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    if config["resume"] and not metrics:  # it was killed when nothing but the test was left to do
-        metrics = _last_validation(folder / "metrics.csv")
+    if config["resume"]:  # what was logged before it was interrupted, and is not again
+        metrics = _last_validation(folder / "metrics.csv") | metrics
     if config["task"] == "fit" and content["callbacks"].get("Checkpoints", {}).get("best") is not None:
         metrics[f"best/{model.monitor[0]}"] = content["callbacks"]["Checkpoints"]["best"]
     details: dict[str, Any] = {}
@@ -120,12 +120,13 @@ def fit_and_test(config: dict[str, Any], folder: Path, data: MRIDataModule, mode
 
 
 def _last_validation(path: Path) -> dict[str, float]:
-    """The last value of each val/... in the curves of a run."""
+    """The last value of each val/... in the curves of a run; of judgements of samples, those of the last epoch."""
     if not path.is_file():
         return {}
     with path.open(newline="") as file:
-        rows = [row for row in csv.reader(file) if len(row) == 4]
-    return {name: float(value) for _, _, name, value in rows if name.startswith("val/")}
+        rows = [(int(row[1]), row[2], float(row[3])) for row in csv.reader(file) if len(row) == 4 and "val/" in row[2]]
+    last = max((epoch for epoch, _, _ in rows), default=0)
+    return {name: value for epoch, name, value in rows if epoch == last or name not in Judging.METRICS}
 
 
 def _concluded(model: SynthModule, data: MRIDataModule) -> dict[str, Any]:

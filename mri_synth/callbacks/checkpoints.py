@@ -47,13 +47,16 @@ class Checkpoints(pl.Callback):
         self.best: float | None = None
         self.best_epoch = 0
         self.waited = 0
+        self._waiting: str | None = None
 
-    def save(self, trainer: pl.Trainer, name: str) -> None:
+    def save(self, trainer: pl.Trainer, name: str, wait: bool = False) -> None:
         """Write a checkpoint by rename; all ranks must call it.
 
         Args:
             trainer: whose state is saved.
             name: file name in the run's folder.
+            wait: write it, and leave the rename to `publish`: Lightning logs a batch after its last hook, and a run
+                that is killed before that must not go on behind it.
 
         Raises:
             UserError: the folder cannot be written or the disk is full; the file before stays as it was.
@@ -64,7 +67,9 @@ class Checkpoints(pl.Callback):
             if trainer.is_global_zero:
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
-                partial.replace(self.folder / name)
+            self._waiting = name
+            if not wait:
+                self.publish(trainer)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
             partial.unlink(missing_ok=True)
             why = error.strerror if isinstance(error, OSError) else f"the disk is full or fails ({error})"
@@ -74,11 +79,26 @@ class Checkpoints(pl.Callback):
             ) from error
         trainer.strategy.barrier("checkpoint")
 
+    def publish(self, trainer: pl.Trainer) -> None:
+        """Give a checkpoint that waits its name.
+
+        Args:
+            trainer: of the run.
+        """
+        name, self._waiting = self._waiting, None
+        if name and trainer.is_global_zero:
+            (self.folder / f".{name}.partial").replace(self.folder / name)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
+                             batch_idx: int) -> None:  # fmt: skip
+        """By now the losses of the batch before are logged."""
+        self.publish(trainer)
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         """Every N steps, except on an epoch's last batch."""
         if trainer.global_step % self.every_steps == 0 and ends_a_step(trainer, batch_idx):
-            self.save(trainer, "last.ckpt")
+            self.save(trainer, "last.ckpt", wait=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After an epoch's validation: last.ckpt, and best.ckpt when the metric is better than ever."""
@@ -248,13 +268,14 @@ class StopCleanly(pl.Callback):
                 return
             asked = int(trainer.strategy.reduce(torch.tensor(asked, device=pl_module.device), reduce_op="max"))
         if asked:
-            self.checkpoints.save(trainer, "last.ckpt")
+            self.checkpoints.save(trainer, "last.ckpt", wait=True)
             self._stopping = asked
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any,
                              batch_idx: int) -> None:  # fmt: skip
         """Stop before the next batch: by now the last one's losses are logged."""
         if self._stopping is not None:
+            self.checkpoints.publish(trainer)
             number, self._stopping, self.asked = self._stopping, None, None
             self._stop(number)
 

@@ -55,7 +55,7 @@ class TidyCSV(Logger):
         new = not self.path.exists()
         epoch = metrics.get("epoch", "")
         with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "epoch", "name", "value"])
             writer.writerows([step, int(epoch) if epoch != "" else "", name, repr(float(value))]
