@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks.common import store
-from mri_synth import identity
+from mri_synth import identity, notes
 
 WORDS = ["data.subjects=[4,2,2]", "data.size=32", "data.batch_size=8", "logger=csv", "trainer=smoke",
          "model.hidden_channels=16", "model.codebook_dim=8", "model.codebook_size=16"]  # fmt: skip
@@ -61,7 +61,7 @@ def copies(run: Path, folder: Path, count: int, noted: bool) -> None:
         }  # fmt: skip
         (new / "results.json").write_text(json.dumps(changed))
         if noted:
-            identity.note(new, config | {"seed": seed}, "finished", value=0.5)
+            notes.note(new, config | {"seed": seed}, "finished", value=0.5)
         else:
             (new / identity.NOTE).write_text("{}")
 

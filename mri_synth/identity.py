@@ -1,33 +1,26 @@
-"""What a run is: a hash of all that decides its result, noted in its folder, so that a sweep knows what it has done.
+"""What a run is: a hash of all that decides its result, so that a sweep knows what it has done.
 
 Torch is not imported.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import socket
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
-from mri_synth import __version__, outputs
+from mri_synth import __version__
 from mri_synth.data.names import ENVIRONMENT
-from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
 
 NOTE = "identity.json"
-LOCK = ".running"
-State = Literal["running", "finished", "failed", "stopped"]
+"""In a run's folder: what it is, and where it stands."""
 WITHOUT = frozenset({
     "resume", "rerun", "logger", "data.root", "data.cache", "data.workers", "trainer.accelerator", "trainer.strategy",
     "trainer.progress", "trainer.checkpoint_every_steps",
@@ -35,8 +28,6 @@ WITHOUT = frozenset({
 """Keys that say where and on what a job runs, and what is shown of it meanwhile; every other one is part of it."""
 PROCESSES = frozenset({"trainer.devices", "trainer.num_nodes"})
 """Of these the product counts: data.batch_size is of one process, so that it decides the batch of a step."""
-QUIET = 600.0
-"""Seconds without a change in its folder after which a run counts as dead, where no lock can tell."""
 
 
 def parts(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,223 +183,3 @@ def _content(path: str, size: int, changed: int) -> str:
         with Path(path).open("rb") as file:
             _CONTENTS[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     return _CONTENTS[key]
-
-
-@dataclass(frozen=True)
-class Known:
-    """A run that was begun.
-
-    Attributes:
-        folder: of the run.
-        identity: of its job.
-        state: where it stands; "running" also of one that was killed.
-        value: the monitored metric, of one that is finished.
-    """
-
-    folder: Path
-    identity: str
-    state: State
-    value: float | None
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether it can go on from a checkpoint of its own."""
-        unfinished = self.state != "finished"
-        return unfinished and all((self.folder / name).is_file() for name in ("last.ckpt", "config.yaml"))
-
-
-def read(folder: Path) -> Known | None:
-    """What a run's folder says of itself; None where it says nothing that can be read."""
-    try:
-        note = json.loads((folder / NOTE).read_text())
-        return Known(folder, note["identity"], note["state"], note.get("value"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def known(places: Iterable[Path]) -> dict[str, Known]:
-    """The runs below some folders by identity: of several of one identity a finished one, else one that can go on.
-
-    Args:
-        places: such as outputs/; those that do not exist are passed over.
-
-    Returns:
-        Identity to run.
-    """
-    found: dict[str, Known] = {}
-    for place in dict.fromkeys(p.resolve() for p in places):
-        for folder in outputs.run_folders(place):
-            run = read(folder)
-            if run is not None and _rank(run) > _rank(found.get(run.identity)):
-                found[run.identity] = run
-    return found
-
-
-def _rank(run: Known | None) -> int:
-    return 0 if run is None else 3 if run.state == "finished" else 2 if run.goes_on else 1
-
-
-def note(folder: Path, config: Mapping[str, Any], state: State, **more: Any) -> None:
-    """Write into a run's folder what it is and where it stands; what was noted before and is not given now stays.
-
-    Args:
-        folder: of the run.
-        config: of the run, plain values.
-        state: where it stands.
-        more: further plain values, such as the metric of one that is finished.
-    """
-    try:
-        before = json.loads((folder / NOTE).read_text())
-    except (OSError, ValueError):
-        before = {}
-    found = parts(config)
-    if config.get("resume"):  # the weights it once started from are in its own checkpoint
-        found["init_from"] = (before.get("parts") or {}).get("init_from")
-    now = datetime.now().astimezone().isoformat(timespec="seconds")
-    times = {"began": before.get("began", now), "changed": now, "host": socket.gethostname(), "slurm": _slurm()}
-    content = {"identity": digest(found), "state": state, **times, **more, "parts": found}
-    outputs.write_text(folder / NOTE, json.dumps({**before, **content}, indent=2, default=str) + "\n")
-
-
-@contextmanager
-def noted(folder: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """The run's folder says what it is, and how it ended if without success; no other process runs in it meanwhile.
-
-    Args:
-        folder: of the run.
-        config: of the run, plain values.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        UserError: another process is at it.
-    """
-    with held(folder):
-        note(folder, config, "running", error=None)
-        try:
-            yield
-        except BaseException as error:
-            asked = type(error).__name__ == "Interrupted" or not isinstance(error, Exception)
-            with suppress(OSError):  # a full disk is said already
-                note(folder, config, "stopped" if asked else "failed", error=str(error))
-            raise
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """While this lasts no other process runs in the folder. The system lets go when the process dies, however it does.
-
-    Args:
-        folder: of the run.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        UserError: another process is at it.
-    """
-    # a file server may keep the lock of a machine that failed for a while; Slurm has queued its job again by then.
-    # Two seconds are for those who only look (`is_held`), or have just ended
-    end = time.monotonic() + (180 if _restarted() else 2)
-    path = folder / LOCK
-    while (file := _hold(path)) is None:
-        if time.monotonic() >= end:
-            raise UserError(f"{folder}: another process is running this job now; wait for it, or stop it first")
-        time.sleep(0.2)
-    with file:
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                if _still(file, path):  # and still locked: whoever waits for this file sees that it is gone
-                    path.unlink()
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process is running in the folder now: its lock tells.
-
-    Some file systems know no locks, or only those of one machine. Where there are none, and of a run that another
-    machine noted as running, it is taken for alive while anything it writes changed within the last `QUIET` seconds;
-    that is logged.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        True where it is, or may be.
-    """
-    try:
-        with (folder / LOCK).open() as file:
-            free = _locked(file, fcntl.LOCK_SH)  # shared: two who look at once do not meet
-    except FileNotFoundError:
-        return False
-    except OSError:
-        free = None
-    if free is False:
-        return True
-    try:
-        said = json.loads((folder / NOTE).read_text())
-        state, host, job = said["state"], said.get("host"), said.get("slurm")
-    except (OSError, ValueError, KeyError, TypeError):
-        state, host, job = "running", None, None
-    if state != "running" or (free and host in (None, socket.gethostname())):
-        return False
-    if _restarted() and job is not None and job == _slurm():  # noted by this very job, on a machine that failed
-        return False
-    seconds = time.time() - _changed(folder)
-    if seconds >= QUIET:
-        return False
-    log.warning("%s: counts as running: it changed %.0f s ago%s, and its lock cannot tell from here; if it was killed, "
-                "give the command again when nothing changed there for %.0f minutes", os.path.relpath(folder),
-                max(seconds, 0.0), f", noted by {host}" if host else "", QUIET / 60)  # fmt: skip
-    return True
-
-
-def _slurm() -> str | None:
-    """Slurm's number of this job, which it keeps when it is queued again."""
-    return os.environ.get("SLURM_JOB_ID")
-
-
-def _restarted() -> bool:
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-
-
-def _changed(folder: Path) -> float:
-    """When anything that a run writes changed last; Hydra writes into a folder before it is known what is in it."""
-    latest = 0.0
-    for place, below, names in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".")]
-        for name in names:
-            if name == LOCK or not (name.startswith(".") or name.endswith(".log")):
-                with suppress(OSError):
-                    latest = max(latest, Path(place, name).stat().st_mtime)
-    return latest
-
-
-def _hold(path: Path) -> IO[str] | None:
-    """The file, locked; None where another has it. Where the file system knows no locks it is had by all."""
-    file = path.open("a")
-    if _locked(file, fcntl.LOCK_EX) is not False and _still(file, path):
-        return file
-    file.close()
-    return None
-
-
-def _still(file: IO[str], path: Path) -> bool:
-    """Whether the file is the one of this name: who had its lock before removed it, and another may have come."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _locked(file: IO[str], how: int) -> bool | None:
-    """Whether this process has the lock now; None where the file system knows no locks."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True

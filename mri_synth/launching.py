@@ -23,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mri_synth import identity, table
+from mri_synth import identity, locks, notes, table
 from mri_synth.composer import Composer, plain
 from mri_synth.errors import UserError
 
@@ -113,7 +113,7 @@ class Idempotent(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "multirun.yaml").exists():  # a sweep is known by it; Optuna leaves none
             OmegaConf.save(self.config, folder / "multirun.yaml")
-        known = identity.known([OUTPUTS, folder])
+        known = notes.known([OUTPUTS, folder])
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         with identity.files_remembered():
             jobs = [self._decided(n, list(w), folder, known) for n, w in zip(numbers, job_overrides, strict=True)]
@@ -127,7 +127,7 @@ class Idempotent(Launcher):
                 jobs[i] = returned
         return [self._ended(n, list(w), job) for n, w, job in zip(numbers, job_overrides, jobs, strict=True)]
 
-    def _decided(self, number: int, words: list[str], sweep: Path, known: dict[str, identity.Known]) -> Any:
+    def _decided(self, number: int, words: list[str], sweep: Path, known: dict[str, notes.Known]) -> Any:
         """What came of a job already, or the words to launch it by."""
         said = " ".join(filter_overrides(words))
         values = self.composer.values(words)
@@ -140,7 +140,7 @@ class Idempotent(Launcher):
                 log.info("job %d (%s) is finished: %s", number, said, os.path.relpath(run.folder))
                 table.note_elsewhere(sweep, number, words, run.folder)
                 return JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=run.value)
-            if run is not None and identity.is_held(run.folder):
+            if run is not None and locks.is_held(run.folder):
                 error = UserError(f"{os.path.relpath(run.folder)}: another process is running this job now")
                 return JobReturn(overrides=words, status=JobStatus.FAILED, _return_value=error)
             if run is not None and run.goes_on:
@@ -148,7 +148,7 @@ class Idempotent(Launcher):
                 table.note_elsewhere(sweep, number, words, run.folder)
                 return [*words, _subdir(run.folder)]
         subdir = self.composer.subdir(number, words)
-        before = identity.read(sweep / subdir)
+        before = notes.read(sweep / subdir)
         if before is not None and before.identity != job:  # another job's, perhaps of days
             subdir = Path(f"{subdir}_{job[:6]}")
         return [*words, _subdir(subdir)]
@@ -168,7 +168,7 @@ class Idempotent(Launcher):
         return JobReturn(overrides=words, cfg=job.cfg, hydra_cfg=job.hydra_cfg, status=JobStatus.COMPLETED)
 
 
-def begins(cfg: DictConfig, folder: Path) -> identity.Known | None:
+def begins(cfg: DictConfig, folder: Path) -> notes.Known | None:
     """What a sweep's job finds when it begins: it may have waited for days.
 
     Args:
@@ -181,20 +181,20 @@ def begins(cfg: DictConfig, folder: Path) -> identity.Known | None:
     Raises:
         UserError: another process is running the same job, or the folder holds another one.
     """
-    own = identity.read(folder)
+    own = notes.read(folder)
     try:
         job = identity.identity(plain(cfg))
     except OmegaConfBaseException:
         return None
     if not cfg.rerun:
-        run = identity.known([OUTPUTS, folder.parent]).get(job)
+        run = notes.known([OUTPUTS, folder.parent]).get(job)
         if run is not None and run.state == "finished":
             return run
-        if run is not None and identity.is_held(run.folder):
+        if run is not None and locks.is_held(run.folder):
             raise UserError(f"{os.path.relpath(run.folder)}: another process is running this job now")
         if own is not None and own.identity == job and own.goes_on:
             return own
-    if own is not None and not identity.is_held(folder):
+    if own is not None and not locks.is_held(folder):
         if own.identity != job and not cfg.rerun and (folder / "last.ckpt").is_file():
             raise UserError(f"{os.path.relpath(folder)}: holds another job, or the data have changed since it began; "
                             "give another hydra.sweep.dir, or rerun=true, which takes its place")  # fmt: skip

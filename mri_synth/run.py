@@ -19,7 +19,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mri_synth import config, identity, outputs, relaunch
+from mri_synth import config, identity, locks, notes, outputs, relaunch
 from mri_synth.errors import ConfigError, UserError
 from mri_synth.overrides import admit_unknown
 from mri_synth.sweep import job_folder, name_by_swept
@@ -113,7 +113,7 @@ def _hydra(cfg: DictConfig) -> float | None:
         _end(str(error), 130)
 
 
-def _finished_before(found: identity.Known, folder: Path, number: str) -> float | None:
+def _finished_before(found: notes.Known, folder: Path, number: str) -> float | None:
     """A sweep's job that another run has done meanwhile: its metric; the sweep's table is told where it is."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -169,7 +169,7 @@ def run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
 
 def _discard(folder: Path, of_sweep: bool = False) -> None:
     """Remove a folder in which nothing was run, unless another process is in it: it writes little before it trains."""
-    if not identity.is_held(folder):
+    if not locks.is_held(folder):
         outputs.discard_unused(folder, of_sweep)
 
 
@@ -183,8 +183,8 @@ def _take(cfg: DictConfig, folder: Path) -> None:
     Raises:
         UserError: a finished run lies there.
     """
-    before = identity.read(folder)
-    if before is None or identity.is_held(folder):
+    before = notes.read(folder)
+    if before is None or locks.is_held(folder):
         return
     if before.state == "finished" and not cfg.get("rerun"):
         raise UserError(f"{folder}: holds a finished run; give another hydra.run.dir, or rerun=true, which takes its "
@@ -200,10 +200,10 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
     outputs.forget_peak_memory()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     first = relaunch.is_first_process() and cfg.task != "plan"
-    with identity.noted(folder, plain) if first else nullcontext(), relaunch.relaunchable(folder, overrides):
+    with notes.noted(folder, plain) if first else nullcontext(), relaunch.relaunchable(folder, overrides):
         data, model, trainer = build(cfg, folder)
         if first:  # once more: the data may have been fetched just now
-            identity.note(folder, plain, "running", data_hash=data.data_hash)
+            notes.note(folder, plain, "running", data_hash=data.data_hash)
         with relaunch.ended_together(trainer):
             if cfg.task == "plan":
                 from mri_synth.plan import plan
@@ -220,7 +220,7 @@ def _run(cfg: DictConfig, folder: Path, overrides: list[str]) -> float | None:
             with loggers.ended(trainer.loggers):
                 value = fit_and_test(plain, folder, data, model, trainer, started)
             if first:
-                identity.note(folder, plain, "finished", value=value)
+                notes.note(folder, plain, "finished", value=value)
             return value
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from mri_synth import identity, outputs
+from mri_synth import identity, locks, notes, outputs
 from mri_synth.composer import plain
 from mri_synth.errors import UserError
 
@@ -115,23 +115,23 @@ def test_a_checkpoint_counts_by_its_content(config: dict[str, Any], tmp_path: Pa
 
 def test_a_folder_says_where_its_run_stands(config: dict[str, Any], tmp_path: Path) -> None:
     def fail() -> None:
-        assert identity.read(tmp_path).state == "running"  # type: ignore[union-attr]
-        assert identity.is_held(tmp_path)
-        with pytest.raises(UserError, match="another process is running this job now"), identity.held(tmp_path):
+        assert notes.read(tmp_path).state == "running"  # type: ignore[union-attr]
+        assert locks.is_held(tmp_path)
+        with pytest.raises(UserError, match="another process is running this job now"), locks.held(tmp_path):
             pass
         raise ValueError("the loss")
 
-    with pytest.raises(ValueError, match="the loss"), identity.noted(tmp_path, config):
+    with pytest.raises(ValueError, match="the loss"), notes.noted(tmp_path, config):
         fail()
     failed = json.loads((tmp_path / identity.NOTE).read_text())
     assert (failed["state"], failed["error"]) == ("failed", "the loss")
-    assert not identity.is_held(tmp_path)
-    with pytest.raises(KeyboardInterrupt), identity.noted(tmp_path, config):
+    assert not locks.is_held(tmp_path)
+    with pytest.raises(KeyboardInterrupt), notes.noted(tmp_path, config):
         raise KeyboardInterrupt
-    assert identity.read(tmp_path).state == "stopped"  # type: ignore[union-attr]
-    identity.note(tmp_path, config, "finished", value=0.5, data_hash="d")
-    known = identity.read(tmp_path)
-    assert known == identity.Known(tmp_path, identity.identity(config), "finished", 0.5)
+    assert notes.read(tmp_path).state == "stopped"  # type: ignore[union-attr]
+    notes.note(tmp_path, config, "finished", value=0.5, data_hash="d")
+    known = notes.read(tmp_path)
+    assert known == notes.Known(tmp_path, identity.identity(config), "finished", 0.5)
     assert not known.goes_on
 
 
@@ -152,42 +152,62 @@ def test_where_no_lock_can_tell_what_changed_lately_is_alive(
 ) -> None:
     if why == "no locks":
         monkeypatch.setattr(fcntl, "flock", without_locks)
-    identity.note(tmp_path, config, "running")
-    (tmp_path / identity.LOCK).touch()
+    notes.note(tmp_path, config, "running")
+    (tmp_path / locks.LOCK).touch()
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-    assert identity.is_held(tmp_path)
+    assert locks.is_held(tmp_path)
     assert "counts as running: it changed 0 s ago, noted by" in caplog.text
-    quiet(tmp_path, identity.QUIET + 9)
+    quiet(tmp_path, locks.QUIET + 9)
     (tmp_path / ".hydra").mkdir()
     for name in (".hydra/job", "run.log"):
         (tmp_path / name).touch()  # by Hydra, as the job begins that asks
-    assert not identity.is_held(tmp_path)
+    assert not locks.is_held(tmp_path)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/1.png").touch()
-    assert identity.is_held(tmp_path)
-    identity.note(tmp_path, config, "failed")
-    assert not identity.is_held(tmp_path)
-    with identity.held(tmp_path):
+    assert locks.is_held(tmp_path)
+    notes.note(tmp_path, config, "failed")
+    assert not locks.is_held(tmp_path)
+    with locks.held(tmp_path):
         pass
+
+
+def test_a_run_that_writes_nothing_for_long_gives_signs_of_life(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch may last hours; where there are no locks the time of the lock's file tells."""
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    monkeypatch.setattr(locks, "BEAT", 0.05)
+    notes.note(tmp_path, config, "running")
+    with locks.held(tmp_path):
+        quiet(tmp_path, locks.QUIET + 9)
+        end = time.monotonic() + 20
+        while not locks.is_held(tmp_path):
+            assert time.monotonic() < end, "no sign of life"
+            time.sleep(0.05)
+    notes.note(tmp_path, config, "running")
+    (tmp_path / locks.LOCK).touch()
+    quiet(tmp_path, locks.QUIET + 9)
+    time.sleep(0.3)
+    assert not locks.is_held(tmp_path), "it ended with the run"
 
 
 def test_a_job_that_slurm_queued_again_is_not_held_by_itself(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    identity.note(tmp_path, config, "running")
-    (tmp_path / identity.LOCK).touch()
+    notes.note(tmp_path, config, "running")
+    (tmp_path / locks.LOCK).touch()
     monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
-    assert identity.is_held(tmp_path), "another step of the same allocation"
+    assert locks.is_held(tmp_path), "another step of the same allocation"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert not identity.is_held(tmp_path)
+    assert not locks.is_held(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert identity.is_held(tmp_path)
+    assert locks.is_held(tmp_path)
 
 
 def test_a_lock_of_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waited for it has the lock of a file that nobody else will ever see."""
-    path, flock = tmp_path / identity.LOCK, fcntl.flock
+    path, flock = tmp_path / locks.LOCK, fcntl.flock
 
     def late(file: Any, how: int) -> None:
         monkeypatch.setattr(fcntl, "flock", flock)
@@ -195,11 +215,11 @@ def test_a_lock_of_a_file_that_is_gone_is_none(tmp_path: Path, monkeypatch: pyte
         flock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with identity.held(tmp_path):
-        assert identity.is_held(tmp_path)
-        with pytest.raises(UserError, match="another process is running"), identity.held(tmp_path):
+    with locks.held(tmp_path):
+        assert locks.is_held(tmp_path)
+        with pytest.raises(UserError, match="another process is running"), locks.held(tmp_path):
             pass
-        assert identity.is_held(tmp_path), "who gave up took nothing away"
+        assert locks.is_held(tmp_path), "who gave up took nothing away"
     assert not path.exists()
 
 
@@ -207,7 +227,7 @@ def test_waiting_jobs_run_one_after_the_other(tmp_path: Path) -> None:
     inside, most, done = [0], [0], [0]
 
     def job() -> None:
-        with identity.held(tmp_path):
+        with locks.held(tmp_path):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(0.1)
@@ -223,40 +243,40 @@ def test_waiting_jobs_run_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_who_looks_does_not_keep_a_job_from_beginning(tmp_path: Path) -> None:
-    path = tmp_path / identity.LOCK
+    path = tmp_path / locks.LOCK
     path.touch()
     with path.open() as looking:
         fcntl.flock(looking, fcntl.LOCK_SH)
-        assert not identity.is_held(tmp_path), "two who look do not meet"
+        assert not locks.is_held(tmp_path), "two who look do not meet"
         threading.Timer(0.3, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
-        with identity.held(tmp_path):
-            assert identity.is_held(tmp_path)
+        with locks.held(tmp_path):
+            assert locks.is_held(tmp_path)
 
 
 def test_a_resumed_run_keeps_what_it_started_from(config: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "w.ckpt").write_bytes(b"weights")
     begun = config | {"init_from": str(tmp_path / "w.ckpt")}
-    identity.note(tmp_path, begun, "running")
-    identity.note(tmp_path, config | {"resume": str(tmp_path)}, "finished")
-    assert identity.read(tmp_path).identity == identity.identity(begun)  # type: ignore[union-attr]
+    notes.note(tmp_path, begun, "running")
+    notes.note(tmp_path, config | {"resume": str(tmp_path)}, "finished")
+    assert notes.read(tmp_path).identity == identity.identity(begun)  # type: ignore[union-attr]
 
 
 def test_of_several_runs_of_a_job_the_finished_one_counts(config: dict[str, Any], tmp_path: Path) -> None:
     job = identity.identity(config)
     for name, state in (("0_killed", "running"), ("1_done", "finished"), ("2_failed", "failed")):
         (tmp_path / name).mkdir()
-        identity.note(tmp_path / name, config, state)  # type: ignore[arg-type]
-    assert identity.known([tmp_path, tmp_path / "missing"])[job].folder.name == "1_done"
+        notes.note(tmp_path / name, config, state)  # type: ignore[arg-type]
+    assert notes.known([tmp_path, tmp_path / "missing"])[job].folder.name == "1_done"
     shutil.rmtree(tmp_path / "1_done")
     for name in ("last.ckpt", "config.yaml"):
         (tmp_path / "2_failed" / name).touch()
-    assert identity.known([tmp_path])[job].folder.name == "2_failed"
+    assert notes.known([tmp_path])[job].folder.name == "2_failed"
     (tmp_path / "2_failed" / identity.NOTE).write_text("{")
-    assert identity.known([tmp_path])[job].folder.name == "0_killed"
+    assert notes.known([tmp_path])[job].folder.name == "0_killed"
 
 
 def test_what_a_run_left_goes_before_another_begins_there(config: dict[str, Any], tmp_path: Path) -> None:
-    identity.note(tmp_path, config, "running")
+    notes.note(tmp_path, config, "running")
     for name in ("best.ckpt", "last.ckpt", "metrics.csv", "my_notes.txt"):
         (tmp_path / name).touch()
     outputs.clear(tmp_path)
@@ -265,7 +285,7 @@ def test_what_a_run_left_goes_before_another_begins_there(config: dict[str, Any]
 
 def test_needs_no_torch() -> None:
     code = (
-        "import sys, mri_synth.identity, mri_synth.launching, mri_synth.leaderboard.page; print('torch' in sys.modules)"
+        "import sys, mri_synth.notes, mri_synth.launching, mri_synth.leaderboard.page; print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mri_synth import identity, launching, relaunch
+from mri_synth import identity, launching, locks, notes, relaunch
 from mri_synth.callbacks import loggers
 from mri_synth.callbacks.checkpoints import Interrupted, StopCleanly
 from mri_synth.composer import plain
@@ -273,15 +273,15 @@ def test_a_job_that_waited_finds_what_was_done_meanwhile(
     mine.mkdir(parents=True)
     assert launching.begins(cfg, mine) is None
     values = plain(cfg)
-    with identity.held(other):
-        identity.note(other, values, "running")
+    with locks.held(other):
+        notes.note(other, values, "running")
         with pytest.raises(UserError, match="outputs/other: another process is running this job now"):
             launching.begins(cfg, mine)
-    identity.note(mine, values, "running")
+    notes.note(mine, values, "running")
     for name in ("last.ckpt", "config.yaml"):
         (mine / name).touch()
     assert launching.begins(cfg, mine).folder == mine  # type: ignore[union-attr]
-    identity.note(other, values, "finished", value=0.5)
+    notes.note(other, values, "finished", value=0.5)
     assert launching.begins(cfg, mine).value == 0.5  # type: ignore[union-attr]
     cfg.rerun = True
     assert launching.begins(cfg, mine) is None

@@ -19,6 +19,7 @@ from mri_synth.callbacks.checkpoints import Checkpoints, Interrupted, StopCleanl
 from mri_synth.callbacks.loggers import TidyCSV, run_id
 from mri_synth.callbacks.sentinels import NonFinite
 from mri_synth.errors import UserError
+from mri_synth.fit import _last_validation
 from mri_synth.run import run
 
 SMALL = ["logger=csv", "data.subjects=[4,2,2]", "data.size=32", "data.batch_size=8", "model.hidden_channels=8",
@@ -75,6 +76,24 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
         assert all(torch.equal(a[k], b[k]) for k in a), name
     assert rows(tmp_path) == rows(whole)
     assert len(list((tmp_path / "pictures").glob("epoch_*"))) == 4
+
+
+def test_a_run_killed_between_a_checkpoint_and_the_rows_of_its_step_loses_none(whole, tmp_path, compose, monkeypatch):
+    """Lightning logs a batch after its last hook, in which the checkpoint is written: it counts from then on only."""
+    before = TidyCSV.log_metrics
+
+    def hook(self, metrics, step=None):
+        if step == 7 and "train/loss" in metrics:  # the checkpoint of step 8 is written
+            raise Killed
+        before(self, metrics, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TidyCSV, "log_metrics", hook)
+        with pytest.raises(Killed):
+            run(compose(*SMALL, "trainer.checkpoint_every_steps=2"), tmp_path, SMALL)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6
+    run(compose(f"resume={tmp_path}"), tmp_path, [f"resume={tmp_path}"])
+    assert rows(tmp_path) == rows(whole)
 
 
 def test_resume_continues_a_finished_run_for_more_epochs(tmp_path, compose):
@@ -446,7 +465,7 @@ def test_kill_9_in_the_middle_of_a_checkpoint_leaves_the_one_before(whole, tmp_p
 
 def test_a_finished_run_is_not_overwritten_and_a_held_one_not_taken_away(tmp_path, compose):
     """The same folder twice: refused, and all is as it was; while another process is in it, a check leaves it there."""
-    from mri_synth import identity
+    from mri_synth import locks
 
     words = ["trainer=smoke", "logger=csv", "data.subjects=[3,2,2]", "data.size=16", "trainer.progress=false"]
     run(compose(*words), tmp_path / "run", words)
@@ -455,7 +474,7 @@ def test_a_finished_run_is_not_overwritten_and_a_held_one_not_taken_away(tmp_pat
         run(compose(*words), tmp_path / "run", words)
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     (tmp_path / "held").mkdir()
-    with identity.held(tmp_path / "held"):
+    with locks.held(tmp_path / "held"):
         run(compose("task=check"), tmp_path / "held", [])
         assert (tmp_path / "held").is_dir()
     run(compose("task=check"), tmp_path / "held", [])
@@ -471,3 +490,20 @@ def test_a_run_killed_before_its_test_keeps_the_values_of_its_validation(whole, 
     after = json.loads((tmp_path / "run/results.json").read_text())["metrics"]
     assert {k for k in before if k.startswith("val/")} <= set(after)
     assert after["val/ssim"] == pytest.approx(before["val/ssim"], abs=1e-6)
+
+
+def test_what_was_logged_once_is_known_after_an_interruption(tmp_path):
+    """The real images' value stands in the first epoch alone; a judgement counts in its epoch."""
+    rows = [
+        "2,0,val/ms_ssim_real,0.6",
+        "2,0,val/kid,0.5",
+        "2,0,val/loss,3",
+        "2,0,train/loss,9",
+        "4,1,val/loss,2",
+        "4,1,va",
+    ]
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,epoch,name,value", *rows]))
+    assert _last_validation(tmp_path / "metrics.csv") == {"val/ms_ssim_real": 0.6, "val/loss": 2}
+    (tmp_path / "metrics.csv").write_text("\n".join(["step,epoch,name,value", *rows[:3]]))
+    assert _last_validation(tmp_path / "metrics.csv") == {"val/ms_ssim_real": 0.6, "val/kid": 0.5, "val/loss": 3}
+    assert _last_validation(tmp_path / "none.csv") == {}
