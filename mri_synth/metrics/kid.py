@@ -58,7 +58,15 @@ def kernels(fake: NDArray[Any], real: NDArray[Any]) -> Kernels:
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1] or min(len(fake), len(real)) < 2:
         raise ValueError(f"needs (N, D) and (M, D) with N and M at least 2, got {fake.shape} and {real.shape}")
     x, y = fake.astype(np.float64), real.astype(np.float64)
-    return Kernels(*((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))))
+    return Kernels(*(_cubic(a @ b.T, x.shape[1]) for a, b in ((x, x), (y, y), (x, y))))
+
+
+def _cubic(products: Array, dim: int) -> Array:
+    """The kernel in place of its inner products: these matrices are most of the memory of a comparison."""
+    products /= dim
+    products += 1
+    products *= np.square(products)
+    return products
 
 
 def kid(k: Kernels) -> float:
@@ -150,17 +158,13 @@ def _within(kernel: Array, drawn: Array, groups: NDArray[Any]) -> Array:
     Two images of different groups g and h are paired drawn_g drawn_h times, two of one group drawn_g times: each copy
     of a group has its own pairs, and none with another copy.
     """
-    sums = sums_by_group(sums_by_group(kernel - np.diag(np.diag(kernel)), groups).T, groups)
-    sizes = np.bincount(groups).astype(np.float64)
-    counts = np.outer(sizes, sizes) - np.diag(sizes)
-
-    def total(pairs: Array) -> Array:
-        own = np.diag(pairs)
-        out: Array = ((drawn @ (pairs - np.diag(own))) * drawn).sum(1) + drawn @ own
-        return out
-
-    with np.errstate(invalid="ignore"):  # one image drawn every time: no pair
-        means: Array = total(sums) / total(counts)
+    sums = sums_by_group(sums_by_group(kernel, groups).T, groups)
+    sizes, itself = (np.bincount(groups, weights) for weights in (None, np.diag(kernel)))
+    own = np.diag(sums) - itself
+    total = ((drawn @ sums) * drawn).sum(1) - np.square(drawn) @ np.diag(sums) + drawn @ own
+    count = np.square(drawn @ sizes) - np.square(drawn) @ np.square(sizes) + drawn @ (np.square(sizes) - sizes)
+    # one image drawn every time: no pair
+    means: Array = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     return means
 
 
@@ -175,6 +179,8 @@ def sums_by_group(rows: Array, groups: NDArray[Any]) -> Array:
         (G, M).
     """
     order = np.argsort(groups, kind="stable")
+    if len(order) == int(groups.max()) + 1:  # each has one row
+        return rows if (groups == np.arange(len(groups))).all() else rows[order]
     starts = np.searchsorted(groups[order], np.arange(int(groups.max()) + 1))
     sums: Array = np.add.reduceat(rows[order], starts, axis=0)
     return sums
