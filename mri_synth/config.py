@@ -24,7 +24,7 @@ ROOT: dict[str, Any] = {
     "resume": str | None, "init_from": str | None, "ckpt": str | None, "samples": Annotated[int, Ge(0)],
     "features": list[str], "rerun": bool,
 }  # fmt: skip
-FEATURES = ("auto", "inception", "pixels")
+FEATURES = ("auto", "inception", "inception_bf16", "pixels")
 """Words for the feature spaces of `features`; "auto" is Inception where its weights are here, and nothing where not."""
 BASES = {"model": ("mri_synth.models.base", "SynthModule"), "data": ("mri_synth.data.base", "MRIDataModule")}
 PROVIDED = frozenset({"spec", "run", "model", "loggers"})

@@ -220,7 +220,8 @@ def test_the_hash_is_of_the_weights_and_not_of_their_layout():
 
 def test_other_words_files_and_sizes_are_refused_with_the_way_out(encoder, batch, tmp_path):
     with pytest.raises(
-        UserError, match=r"features=inceptoin: no such file; allowed: inception, pixels, or .*model=encoder"
+        UserError,
+        match=r"features=inceptoin: no such file; allowed: inception, .*, pixels, or .*model=encoder",
     ):
         load_features("inceptoin")
     path = save(encoder, tmp_path / "vq.ckpt", "mri_synth.models.vqvae.VQVAE")

@@ -10,6 +10,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from mri_synth import weights
 from mri_synth.errors import UserError
+from mri_synth.metrics.features import load_features
 from mri_synth.networks.inception import PROTOCOL, Inception, prepared
 
 PLACE = weights.find("inception").path  # asked when tests are collected: later the cache is a temporary one
@@ -89,3 +90,16 @@ def test_resize_is_that_of_stylegan(size: tuple[int, int]) -> None:
 
 def test_protocol_names_what_it_does() -> None:
     assert all(word in PROTOCOL for word in ("pool3", "8 bits", "299 x 299", "TensorFlow 1", "repeated to three"))
+
+
+def test_bfloat16_is_near_and_has_a_name_and_a_hash_of_its_own(net: Inception) -> None:
+    """Eight bits of mantissa, through 94 convolutions: about 2 % of the features' length."""
+    x = torch.cat([pattern(), -pattern()])
+    exact = net(x)
+    fast = Inception(PLACE, bf16=True)(x)
+    assert fast.dtype == torch.float32
+    error = (fast - exact).norm(dim=1) / exact.norm(dim=1)
+    assert (error > 1e-5).all()
+    assert (error < 0.03).all()
+    assert load_features("inception_bf16").name == "inception in bfloat16"
+    assert load_features("inception_bf16").hash != load_features("inception").hash

@@ -127,7 +127,7 @@ def test_who_is_judged(data: MRIDataModule) -> None:
     with pytest.raises(UserError, match=r"trainer\.judge_every=1: SynthModule makes no new images to judge"):
         make_judging(SynthModule(data.spec), 1, 8, "auto", 1)
     with pytest.raises(
-        UserError, match=r"trainer\.judge_features=nowhere: no such file; allowed: auto, inception, pix"
+        UserError, match=r"trainer\.judge_features=nowhere: no such file; allowed: auto, inception, inc"
     ):
         make_judging(vae, 1, 8, "nowhere", 1)
 
