@@ -57,7 +57,7 @@ def evaluate(
     ),
     train: Annotated[str | None, typer.Option(help="what the fakes' model was trained on: memorisation test")] = None,
     features: Annotated[
-        list[str] | None, typer.Option(help="inception, pixels, or an encoder's checkpoint; again for more")
+        list[str] | None, typer.Option(help="inception, inception_bf16, pixels, or an encoder's checkpoint")
     ] = None,
     n: Annotated[int, typer.Option("-n", help="images a side of an FID, and samples of a checkpoint")] = 1000,
     size: Annotated[int | None, typer.Option(help="side in pixels to bring all images to, where sizes differ")] = None,
@@ -65,7 +65,7 @@ def evaluate(
     intensity: Annotated[str, typer.Option(help="of folders: auto, unit ([0, 1]), percentile, minmax")] = "auto",
     at_most: Annotated[int, typer.Option(help="images of a set that are looked at, drawn by seed")] = 10_000,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="files that cannot be used are left out")] = False,
-    utility: Annotated[bool, typer.Option(help="classifiers trained on fakes, where both sets have classes")] = True,
+    utility: Annotated[bool, typer.Option(help="networks trained on fakes, where there are classes or masks")] = True,
     seed: Annotated[int, typer.Option(help="of every draw")] = 0,
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",

@@ -284,8 +284,6 @@ def test_what_a_run_left_goes_before_another_begins_there(config: dict[str, Any]
 
 
 def test_needs_no_torch() -> None:
-    code = (
-        "import sys, mri_synth.notes, mri_synth.launching, mri_synth.leaderboard.page; print('torch' in sys.modules)"
-    )
+    code = "import sys, mri_synth.notes, mri_synth.launching, mri_synth.leaderboard.page; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -21,6 +21,7 @@ from mri_synth.evaluate.figures import beside, compare, looks
 from mri_synth.evaluate.folder import Reading
 from mri_synth.evaluate.images import ImageSet, check
 from mri_synth.evaluate.page import build, verdicts
+from mri_synth.evaluate.segment import segmentation
 from mri_synth.evaluate.sources import open_sets, tables
 from mri_synth.evaluate.usefulness import utility
 from mri_synth.metrics.extraction import Array, features_of
@@ -61,15 +62,15 @@ def evaluate(
         output: folder of the results.
         train: what the fakes' model was trained on; None: of data words their training split, else nothing is said of
             memorisation.
-        features: feature spaces, the first the criterion: "inception", "pixels", a checkpoint of an encoder, or "auto"
-            for Inception where its weights are, else pixels.
+        features: feature spaces, the first the criterion: "inception", "inception_bf16" (faster, and a space of its
+            own), "pixels", a checkpoint of an encoder, or "auto" for Inception where its weights are, else pixels.
         n: images on each side of a Fréchet distance, and samples of a checkpoint.
         size: side in pixels that all images are brought to; None: they must have one size.
         plane: of volumes.
         intensity: of folders: "unit" ([0, 1]), "percentile" (0.1 to 99.9 of each volume), "minmax", or "auto".
         at_most: images of a set that are looked at.
         skip_bad: files that cannot be used are left out and listed, and no error.
-        with_utility: whether classifiers are trained where both sets have classes.
+        with_utility: whether classifiers are trained where both sets have classes, and U-Nets where both have masks.
         seed: of every draw.
         batch_size: images at once.
         device: where features and samples are computed.
@@ -118,6 +119,7 @@ def evaluate(
         "beside": spaces[1:],
         "looks": beside(sets["fake"], sets["real"], seen, seed=seed),
         "utility": utility(sets, spaces[0], simulated, seed) if with_utility else {"missing": "not asked for"},
+        "segmentation": segmentation(sets, seed) if with_utility else {"missing": "not asked for"},
         "simulated": simulated,
         "settings": {"features": list(features), "n": n, "size": size, "plane": plane, "intensity": intensity,
                      "at_most": at_most, "skip_bad": skip_bad, "seed": seed},
@@ -161,7 +163,8 @@ def _spaces(words: Sequence[str], device: str) -> tuple[list[Features], list[str
             word = "pixels"
         found.append(load_features("inception" if word == "auto" else word, place))
     if not found:
-        raise UserError("--features: names none; allowed: inception, pixels, auto, or the checkpoint of an encoder")
+        raise UserError("--features: names none; allowed: inception, inception_bf16, pixels, auto, or the checkpoint "
+                        "of an encoder")  # fmt: skip
     return found, said
 
 

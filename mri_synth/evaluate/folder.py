@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mri_synth.data import places
+from mri_synth.data.contrasts import MASK, contrast_of_path
 from mri_synth.data.intensity import Intensity, fit_intensity
-from mri_synth.data.names import VOLUMES, has_suffix
+from mri_synth.data.names import PICTURES, VOLUMES, has_suffix
 from mri_synth.data.prepare import FOREGROUND
 from mri_synth.data.settings import IntensitySettings, Plane
 from mri_synth.data.subjects import read_subjects
-from mri_synth.data.volume import AXES, WAY_OUT, Volume, read, to_slices
+from mri_synth.data.volume import AXES, WAY_OUT, Volume, read, resample_to, same_grid, to_slices
 from mri_synth.errors import UserError
 from mri_synth.evaluate.images import ImageSet
 from mri_synth.refine.files import _once, _tree
@@ -82,6 +83,7 @@ def add_folder(out: ImageSet, root: Path, how: Reading) -> None:
         raise UserError(f"{out.role}: {root}: no picture and no volume in this folder; {ALLOWED}")
     out.about |= {"kind": "folder", "sampled": (root / RECORD).is_file()}
     names = [f.relative_to(root).as_posix() for f in files]
+    beside = masks_beside(root, names, how.output)
     subject, label = _told(root, names, sampled=bool(out.about["sampled"]))
     if len(files) > how.at_most and not any(has_suffix(n, VOLUMES) for n in names):
         out.about["of"] = len(files)
@@ -94,13 +96,14 @@ def add_folder(out: ImageSet, root: Path, how: Reading) -> None:
         try:
             volume = read(path, allow_constant=True)
             values, rule = _scaled(volume, how.scaling)
+            mask = _mask(beside[name], volume) if name in beside else None
         except UserError as error:
             bad.append(_plain(str(error)))
             continue
         rules.setdefault(rule, name)
-        images, spacing, numbers, lost = _slices(volume, values, how.plane)
+        images, masks, spacing, numbers, lost = _slices(volume, values, mask, how.plane)
         empty += lost
-        out.add(images, name, spacing, [subject[name]], [label[name]], numbers)
+        out.add(images, name, spacing, [subject[name]], [label[name]], numbers, masks)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         out.files.append({"path": str(path), "sha256": digest, "images": len(images)})
     if bad and how.skip_bad:
@@ -141,17 +144,56 @@ def _scaled(volume: Volume, scaling: Scaling) -> tuple[NDArray[np.float32], str]
     return fit_intensity(volume.array, settings, volume.name).apply(volume.array), rule
 
 
+def masks_beside(root: Path, names: Sequence[str], output: Path) -> dict[str, Path]:
+    """The label map of each image that has one, told as data=folder does: of one subject, visit and slice.
+
+    Args:
+        root: the folder.
+        names: of its images, relative to it.
+        output: folder of the results, in which none is looked for.
+
+    Returns:
+        Image to label map.
+    """
+    inside = output.resolve()
+    below = inside.is_relative_to(root.resolve())
+    maps = [p for p in sorted(root.rglob("*")) if p.is_file() and not (below and p.resolve().is_relative_to(inside))
+            and has_suffix(n := p.relative_to(root).as_posix(), (*VOLUMES, *PICTURES))
+            and contrast_of_path(places.path_stem(n)) == MASK]  # fmt: skip
+    if not maps:
+        return {}
+    every = [*names, *(p.relative_to(root).as_posix() for p in maps)]
+    found: dict[str, Path] = {}
+    for some in ([n for n in every if has_suffix(n, VOLUMES)], [n for n in every if not has_suffix(n, VOLUMES)]):
+        told = (places.of_volumes(some, root.name) if some and has_suffix(some[0], VOLUMES) else
+                places.of_pictures(some)).places  # fmt: skip
+        at = {(p.subject, p.session, p.slice): root / n for n, p in told.items() if p.contrast == MASK}
+        found |= {n: at[key] for n, p in told.items()
+                  if p.contrast != MASK and (key := (p.subject, p.session, p.slice)) in at}  # fmt: skip
+    return found
+
+
+def _mask(path: Path, image: Volume) -> Volume:
+    """A label map on the grid of its image."""
+    mask = read(path, allow_constant=True)
+    if mask.picture and mask.array.shape != image.array.shape:
+        raise UserError(f"{path}: a mask of {mask.array.shape[:2]} pixels, its image has {image.array.shape[:2]}")
+    return mask if mask.picture or same_grid(mask, image) else resample_to(mask, image, nearest=True)
+
+
 def _slices(
-    volume: Volume, values: NDArray[np.float32], plane: Plane
-) -> tuple[NDArray[np.float32], tuple[float, float], list[int], int]:
-    """Slices with foreground, spacing of their pixels, their numbers, and how many were left out."""
+    volume: Volume, values: NDArray[np.float32], mask: Volume | None, plane: Plane
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None, tuple[float, float], list[int], int]:
+    """Slices with foreground, those of the mask, spacing of their pixels, their numbers, and how many were left out."""
     thin = [] if volume.picture else [p for p, axis in AXES.items() if volume.array.shape[axis] == 1]
-    cut = to_slices(Volume(values, volume.affine, volume.dtype, volume.picture, volume.source),
-                    thin[0] if len(thin) == 1 else plane)  # fmt: skip
+    plane = thin[0] if len(thin) == 1 else plane
+    cut = to_slices(Volume(values, volume.affine, volume.dtype, volume.picture, volume.source), plane)
+    marks = None if mask is None else to_slices(mask, plane).images
     if len(cut.images) == 1:
-        return cut.images, cut.spacing_mm, [], 0
+        return cut.images, marks, cut.spacing_mm, [], 0
     kept = (cut.images > FOREGROUND).mean((1, 2)) >= EMPTY
-    return cut.images[kept], cut.spacing_mm, cut.index[kept].tolist(), int((~kept).sum())
+    marks = None if marks is None else marks[kept]
+    return cut.images[kept], marks, cut.spacing_mm, cut.index[kept].tolist(), int((~kept).sum())
 
 
 def _told(root: Path, names: Sequence[str], sampled: bool) -> tuple[dict[str, str], dict[str, str]]:

@@ -43,6 +43,7 @@ class ImageSet:
         self._shape: tuple[int, int] | None = None
         self._known: list[tuple[str, str, str, int]] = []  # subject, label, place, hash
         self._chosen: NDArray[np.int64] | None = None
+        self._masks: list[NDArray[np.uint8] | None] = []  # a bit a pixel
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         except OSError as error:
@@ -51,6 +52,7 @@ class ImageSet:
     def add(
         self, images: NDArray[np.float32], place: str, spacing_mm: tuple[float, float] = (1.0, 1.0),
         subjects: Sequence[str] = ("",), labels: Sequence[str] = ("",), numbers: Sequence[int] = (),
+        masks: NDArray[Any] | None = None,
     ) -> None:  # fmt: skip
         """Put images at the end.
 
@@ -61,6 +63,7 @@ class ImageSet:
             subjects: whose each is, or one for all; "" where unknown.
             labels: class of each, or one for all; "" where unknown.
             numbers: of the slices; none for a picture.
+            masks: (N, H, W), above 0 where a lesion is; None where that is unknown.
 
         Raises:
             UserError: another size than the images before, values that are not finite, or a full disk.
@@ -72,6 +75,7 @@ class ImageSet:
         if self.size is not None and n:
             frame = Frame.fit((images.shape[1], images.shape[2]), spacing_mm, self.size, "contain")
             images = frame.apply(images, fill=-1)
+            masks = None if masks is None else frame.apply((masks > 0).astype(np.float32), fill=0, nearest=True)
         shape = (images.shape[1], images.shape[2])
         if self._shape is None:
             self._shape = shape
@@ -90,6 +94,7 @@ class ImageSet:
         for k in range(n):
             at = f"{place} slice {numbers[k]}" if len(numbers) else place
             self._known.append((subjects[k % len(subjects)], labels[k % len(labels)], at, slice_hash(stored[k])))
+            self._masks.append(None if masks is None else np.packbits(masks[k] > 0))
 
     def keep(self, most: int, seed: int) -> None:
         """Let only so many images count, drawn at random.
@@ -135,6 +140,22 @@ class ImageSet:
         """(N,) of the images in 16 bits: equal for images that are the same."""
         return self._column(3, np.uint64)
 
+    @property
+    def marked(self) -> NDArray[np.int64]:
+        """(N,) pixels of each image that its mask marks; -1 where it has no mask."""
+        chosen = range(len(self._known)) if self._chosen is None else self._chosen.tolist()
+        found = (self._masks[k] for k in chosen)
+        return np.array([-1 if m is None else int(np.unpackbits(m).sum()) for m in found], np.int64)
+
+    def masks(self, indices: Sequence[int]) -> Tensor:
+        """(B, 1, H, W) float32 in {0, 1} of these images; 0 where there is no mask."""
+        out = np.zeros((len(indices), self.shape[0] * self.shape[1]), np.uint8)
+        for row, index in zip(out, indices, strict=True):
+            mask = self._masks[index if self._chosen is None else int(self._chosen[index])]
+            if mask is not None:
+                row[:] = np.unpackbits(mask, count=len(row))
+        return torch.from_numpy(out.reshape(len(indices), 1, *self.shape).astype(np.float32))
+
     def images(self, indices: Sequence[int]) -> Tensor:
         """(B, 1, H, W) float32 in [-1, 1] of these images."""
         height, width = self.shape
@@ -155,9 +176,10 @@ class ImageSet:
         named = Counter(str(s) for s in self.subjects if s)
         classes = Counter(str(c) for c in self.labels if c)
         digest = hashlib.sha256("\n".join(sorted(str(h) for h in self.hashes)).encode()).hexdigest()
+        masks = int((self.marked >= 0).sum())
         return {"source": self.source, **self.about, "images": len(self), "size": list(self.shape),
                 "subjects": len(named) or None, "classes": dict(sorted(classes.items())), "files": len(self.files),
-                "hash": digest[:16]}  # fmt: skip
+                **({"masks": masks} if masks else {}), "hash": digest[:16]}  # fmt: skip
 
 
 def shared(a: ImageSet, b: ImageSet) -> list[tuple[str, str]]:

@@ -91,6 +91,8 @@ def build(results: Mapping[str, Any], folder: Path) -> str:
     )
     parts += _subjects(found["by_subject"])
     parts.append(html.section("Utility: train on synthetic, test on real", *_utility(found["utility"])))
+    parts.append(html.section("Utility: segmentation trained on synthetic, tested on real",
+                              *_utility(found["segmentation"])))  # fmt: skip
     parts.append(html.section("How this was made", *_record(found)))
     return html.page("Evaluation", *parts)
 

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from mri_synth.data.derived import channels as derived_channels
+from mri_synth.data.derived import derive
 from mri_synth.data.names import examples
 from mri_synth.data.store import MASK, Store
 from mri_synth.data.views import Images
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.evaluate.folder import ALLOWED, Reading, add_folder
-from mri_synth.evaluate.images import ImageSet
+from mri_synth.evaluate.images import ImageSet, text
+from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model
 from mri_synth.sample import draw
 
@@ -42,21 +45,22 @@ def open_sets(real: str, fake: str, train: str | None, how: Reading) -> dict[str
     Raises:
         UserError: a word that means nothing, or images that cannot be used.
     """
-    sets = {"real": open_set("real", real, how), "fake": open_set("fake", fake, how)}
+    sets = {"real": open_set("real", real, how)}
     if train is not None or _are_words(real):
         found = open_set("train", train or real, how)
         if train is not None or len(found):
             sets["train"] = found
-    return sets
+    return {"real": sets["real"], "fake": open_set("fake", fake, how, sets.get("train")), **sets}
 
 
-def open_set(role: str, word: str, how: Reading) -> ImageSet:
+def open_set(role: str, word: str, how: Reading, train: ImageSet | None = None) -> ImageSet:
     """One set.
 
     Args:
         role: "real", "fake" or "train".
         word: as given.
         how: to read it.
+        train: of whose label maps a checkpoint that needs such makes images.
 
     Returns:
         The set, read.
@@ -78,7 +82,7 @@ def open_set(role: str, word: str, how: Reading) -> ImageSet:
     elif path.is_file() and path.suffix == ".ckpt":
         if role != "fake":
             raise UserError(f"{role}: {word} is a checkpoint; only FAKE may be drawn from one; {ALLOWED}")
-        _add_samples(out, path, how)
+        _add_made(out, path, how, train)
     else:
         raise UserError(f"{role}: {word}: {'one file' if path.exists() else 'no such folder'}; {ALLOWED}")
     out.keep(how.at_most, how.seed)
@@ -113,34 +117,71 @@ def _add_view(out: ImageSet, view: Images, classes: Sequence[str], how: Reading,
     numbers = view.store.table["slice"][view.rows]
     for start in range(0, len(items), 64):
         part = items[start : start + 64].tolist()
-        images = view.__getitems__(part).image[:, 0].numpy()
-        subjects = [str(s) for s in view.subjects[part]]
+        batch = view.__getitems__(part)
+        images, subjects = batch.image[:, 0].numpy(), [str(s) for s in view.subjects[part]]
+        masks = batch.mask if MASK in view.store.counts else None
         for k, item in enumerate(part):
             name = classes[label[item]] if classes and label[item] >= 0 else ""
             place = f"{subjects[k]} {view.contrasts[view.contrast[item]]}"
-            out.add(images[k : k + 1], place, subjects=[subjects[k]], labels=[name], numbers=[int(numbers[item])])
+            there = masks is not None and view.store.table[f"row_{MASK}"][view.rows[item]] >= 0
+            out.add(images[k : k + 1], place, subjects=[subjects[k]], labels=[name], numbers=[int(numbers[item])],
+                    masks=masks[k].numpy() if masks is not None and there else None)  # fmt: skip
     if len(items) < len(view):
         out.about["of"] = out.about.get("of", 0) + len(view)
 
 
 @torch.no_grad()
-def _add_samples(out: ImageSet, path: Path, how: Reading) -> None:
+def _add_made(out: ImageSet, path: Path, how: Reading, train: ImageSet | None) -> None:
+    """Samples of a checkpoint; of one that makes images of label maps, those of TRAIN's."""
     model = load_model(path).to(device_of(how.device))
-    if not model.samples() or model.spec.channels != 1:
+    sources = model.spec.sources
+    of_maps = model.translates() and sources in ((MASK,), derived_channels(model.spec.classes))
+    if model.spec.channels != 1 or not (model.samples() or of_maps):
         raise UserError(f"fake: {path}: its model, {type(model).__name__}, makes no new images of one channel; give "
                         "one that does, or a folder that mri-synth translate or refine wrote")  # fmt: skip
+    out.about |= {"kind": "checkpoint", "model": type(model).__name__, "simulated": model.spec.simulated,
+                  "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}  # fmt: skip
+    if of_maps:
+        _add_painted(out, model, path, how, train)
+    else:
+        _add_samples(out, model, how)
+    out.files.append({"path": str(path), "sha256": out.about["sha256"], "images": len(out)})
+
+
+def _add_painted(out: ImageSet, model: SynthModule, path: Path, how: Reading, train: ImageSet | None) -> None:
+    """An image of each of TRAIN's label maps; its mask and class are those that it was made of."""
+    items = np.flatnonzero(train.marked >= 0) if train is not None else np.zeros(0, np.int64)
+    if train is None or not len(items):
+        raise UserError(f"fake: {path}: {type(model).__name__} makes images of label maps; give the images with label "
+                        "maps that it was trained on by --train")  # fmt: skip
+    if train.shape != (model.spec.size, model.spec.size):
+        raise UserError(f"fake: {path}: it takes {model.spec.size} pixels, and TRAIN has {text(train.shape)}; say "
+                        f"--size {model.spec.size}")  # fmt: skip
+    items = np.sort(np.random.default_rng(how.seed).permutation(items)[: how.n])
+    out.about["made_of"] = "label maps of TRAIN"
+    names = list(model.spec.classes)
+    for start in range(0, len(items), how.batch_size):
+        part = items[start : start + how.batch_size].tolist()
+        masks, labels = train.masks(part), [str(c) for c in train.labels[part]]
+        source = 2 * masks - 1
+        if model.spec.sources != (MASK,):
+            label = torch.tensor([names.index(c) if c in names else -1 for c in labels])
+            source = derive(train.images(part), label, names)
+        images = model.translate(source.to(model.device)).float().clamp(-1, 1).cpu()[:, 0].numpy()
+        for k, place in enumerate(train.places[part]):
+            out.add(images[k : k + 1], f"of the map of {place}", labels=[labels[k]], masks=masks[k].numpy())
+
+
+def _add_samples(out: ImageSet, model: SynthModule, how: Reading) -> None:
     names = model.conditions()
     by_class = bool(names) and set(names) <= set(model.spec.classes)
-    out.about |= {"kind": "checkpoint", "model": type(model).__name__, "simulated": model.spec.simulated,
-                  "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "seeds": [0, how.n - 1],
-                  "labels": "each in turn" if names else None}  # fmt: skip
+    out.about |= {"seeds": [0, how.n - 1], "labels": "each in turn" if names else None}
     for start in range(0, how.n, how.batch_size):
         seeds = range(start, min(start + how.batch_size, how.n))
         label = torch.tensor([s % len(names) for s in seeds]) if names else None
         images = draw(model, seeds, label, {})[:, 0].numpy()
         for k, seed in enumerate(seeds):
             out.add(images[k : k + 1], f"seed {seed}", labels=[names[seed % len(names)] if by_class else ""])
-    out.files.append({"path": str(path), "sha256": out.about["sha256"], "images": how.n})
 
 
 def tables(sets: Sequence[ImageSet]) -> list[list[Any]]:

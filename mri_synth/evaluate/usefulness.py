@@ -65,7 +65,7 @@ def utility(sets: dict[str, ImageSet], judged: dict[str, Any], simulated: bool, 
     else:
         pool, test = halves(owners(real), 1, seed)[0]
         source = real
-    test, notes = _unseen(real, test, source, pool)
+    test, notes = unseen(real, test, source, pool)
     budget = {f"{c} in {s.role.upper()}": int((s.labels[at] == c).sum())
               for s, at in ((source, pool), (fake, np.arange(len(fake)))) for c in names}  # fmt: skip
     tests = {f"{c} in REAL": int((real.labels[test] == c).sum()) for c in names}
@@ -108,10 +108,20 @@ def utility(sets: dict[str, ImageSet], judged: dict[str, Any], simulated: bool, 
     return made | {"notes": [*notes, *made["notes"]], "protocol": PROTOCOL, "n_per_class": n, "test_images": len(kept)}
 
 
-def _unseen(
+def unseen(
     real: ImageSet, test: NDArray[np.int64], source: ImageSet, pool: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Those of the test's images that are not trained on, nor another image of their subject; how many are left out."""
+    """Those of the test's images that are not trained on, nor another image of their subject.
+
+    Args:
+        real: set that is tested on.
+        test: images of it.
+        source: set that is trained on.
+        pool: images of it.
+
+    Returns:
+        The images that are left, and a sentence of how many are not; none where all are.
+    """
     people = {str(s) for s in source.subjects[pool] if s}
     known = np.isin(real.hashes[test], source.hashes[pool])
     known |= np.array([str(s) in people for s in real.subjects[test]], bool)
