@@ -23,7 +23,7 @@ from mri_synth.cli import app
 from mri_synth.errors import UserError
 from mri_synth.models.style_images import read_style
 from mri_synth.refine import refine
-from mri_synth.refine.files import find
+from mri_synth.refine.files import _contents, find
 from mri_synth.refine.outputs import Outcome
 from mri_synth.refine.restyler import Restyler, settings
 
@@ -310,3 +310,13 @@ def test_refusals(tmp_path: Path, small: list[str]) -> None:
     layouts.text(tmp_path / "other/refined.csv", "a,b\n1,2\n")
     with pytest.raises(UserError, match=r"refined\.csv: belongs to something else"):
         run(content, output=tmp_path / "other", **plain)
+
+
+def test_an_output_above_an_input_with_a_subfolder_of_its_own_name_is_refused(tmp_path: Path) -> None:
+    for name in ("in/a.png", "in/in/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    with pytest.raises(UserError, match=r"in/b\.png would be written among the inputs\. Give the output another"):
+        _contents([tmp_path / "in"], tmp_path)
+    assert [n for n, _ in _contents([tmp_path / "in/in"], tmp_path)] == ["b.png"]
+    assert [n for n, _ in _contents([tmp_path / "in"], tmp_path / "in/out")] == ["a.png", "in/b.png"]

@@ -133,6 +133,11 @@ def _contents(inputs: Sequence[Path], output: Path) -> list[tuple[str, Path]]:
         if inputs[0].resolve() == output.resolve():
             raise UserError(f"{output}: is the input itself. Give the output another folder.")
         found = [(p.relative_to(inputs[0]).as_posix(), p) for p in _tree(inputs[0], output)]
+        inner = inputs[0].resolve()
+        amid = [n for n, _ in found if (output / n).resolve().is_relative_to(inner)]
+        if amid and not output.resolve().is_relative_to(inner):  # above it, and it has a subfolder of its own name
+            raise UserError(f"{output}: {output / amid[0]} would be written among the inputs. Give the output another "
+                            "folder.")  # fmt: skip
     else:
         if folders := [p for p in inputs if p.is_dir()]:
             raise UserError(f"{folders[0]}: a folder beside other inputs; give one folder, or files")
