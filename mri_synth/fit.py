@@ -29,7 +29,8 @@ from mri_synth.metrics.references import NOTES, references
 from mri_synth.metrics.scores import EXPLAINED, PROTOCOLS, summarise
 from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import initialise_from, read_checkpoint
-from mri_synth.report import explain, write_report
+from mri_synth.report import write_report
+from mri_synth.report.explanations import explain
 from mri_synth.trainer import Throughput
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from mri_synth.losses.elbo import (
     kl_gaussian,
     laplace_log_likelihood,
 )
-from mri_synth.report import explain
+from mri_synth.report.explanations import explain
 
 LIKELIHOODS = [gaussian_log_likelihood, laplace_log_likelihood]
 

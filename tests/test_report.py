@@ -16,7 +16,8 @@ from PIL import Image
 
 from mri_synth import drawing, html, plots
 from mri_synth.errors import UserError
-from mri_synth.report import explain, verdict, write_report
+from mri_synth.report import verdict, write_report
+from mri_synth.report.explanations import explain
 from mri_synth.run_folder import (
     chosen_pictures,
     curve_groups,

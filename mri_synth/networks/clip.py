@@ -137,7 +137,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, there: Tensor) -> Tensor:
         """(B, L, width) to the same; `there` (B, L) bool: which words are looked at."""
-        q, k, v = self.qkv(self.norms[0](x)).unflatten(2, (3, self.heads, 32)).permute(2, 0, 3, 1, 4)
+        # a softmax does not see the bias of keys: its gradient is nothing but rounding, and Adam would make steps of it
+        of_q, of_k, of_v = self.qkv.bias.chunk(3)
+        qkv = F.linear(self.norms[0](x), self.qkv.weight, torch.cat([of_q, of_k.detach(), of_v]))
+        q, k, v = qkv.unflatten(2, (3, self.heads, 32)).permute(2, 0, 3, 1, 4)
         looked = there | ~there.any(1, keepdim=True)  # at an empty text everything, for the sake of finite numbers
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=looked[:, None, None, :])
         x = x + self.out(y.transpose(1, 2).flatten(2))

@@ -5,12 +5,11 @@ Whatever is missing from the folder is named on the page; nothing that is missin
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,12 @@ from mri_synth.errors import UserError
 from mri_synth.html import SIMULATED, Html
 from mri_synth.report import habits as report_habits
 from mri_synth.report import samples as report_samples
+from mri_synth.report.explanations import KNOWN, UNEXPLAINED
 from mri_synth.run_folder import Run, chosen_pictures, curve_groups, read_run, shared_subjects, split_table
 
 MAIN = "test/ssim"
 REFERENCES = {"ceiling": "noise ceiling", "baseline": "trivial baseline", "copy": "source as it is"}
 MOST_GIF_BYTES = 8 * 2**20
-UNEXPLAINED = "No explanation was recorded for this value."
-KNOWN = {
-    "ssim": "Mean structural similarity of what was made and what it should be, over all slices; 1 is equality.",
-    "ssim_10": "Mean structural similarity on 10 validation images drawn once by seed.",
-    "ssim_foreground": "Mean structural similarity over the foreground of the originals.",
-    "psnr": "Peak signal-to-noise ratio in dB.\nPSNR = -10 log10 mean (x_hat - x)^2, images in [0, 1]",
-    "mae": "Mean absolute error of images in [0, 1].\nMAE = mean |x_hat - x|",
-    "codebook_usage": "Share of the codes that were used at least once in the epoch.",
-    "perplexity": "Codes that would carry as much if all were used alike.\nperplexity = exp(-sum_k p_k log p_k)",
-    "lr": "Learning rate of the optimizer.",
-    "images_per_second": "Training images that went through a whole step, per second.",
-}
 
 
 def write_report(run: Path) -> Path:
@@ -55,27 +43,6 @@ def write_report(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder. Name a folder that a run has written, such as outputs/<run>.")
     return html.write(render(read_run(run)), run / "report.html")
-
-
-def explain(fn: Callable[..., object]) -> str:
-    """What a loss or metric says of itself: the first sentence of its docstring and, on a second line, its formula.
-
-    Args:
-        fn: a function whose docstring begins with a sentence and has a paragraph that begins with the formula in
-            backquotes.
-
-    Returns:
-        "Sentence.", or "Sentence." and the formula's paragraph on one line, without backquotes; "" without docstring.
-    """
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", inspect.getdoc(fn) or "") if part.strip()]
-    if not paragraphs:
-        return ""
-    formula = next((_first_sentence(p).replace("`", "") for p in paragraphs[1:] if p.startswith("`")), "")
-    return _first_sentence(paragraphs[0]) + (f"\n{formula}" if formula else "")
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
 def render(run: Run) -> str:
@@ -240,9 +207,7 @@ def _all_curves(run: Run) -> list[Html]:
         text = next(
             (explanations[k] for k in (f"train/{name}", f"val/{name}", name, f"test/{name}") if k in explanations), ""
         )
-        sentence, _, formula = str(text or KNOWN.get(name, "No explanation was recorded for this value.")).partition(
-            "\n"
-        )
+        sentence, _, formula = str(text or KNOWN.get(name, UNEXPLAINED)).partition("\n")
         drawn = [plots.curve(series, scale, x_label, log=scale == "logarithmic") for scale in ("linear", "logarithmic")]
         said = [html.paragraph(sentence), html.paragraph(formula.strip(), "formula") if formula.strip() else Html("")]
         parts.append(html.card(_title(name), html.side_by_side(*drawn), *said))
