@@ -124,6 +124,8 @@ def evaluate(
         "settings": {"features": list(features), "n": n, "size": size, "plane": plane, "intensity": intensity,
                      "at_most": at_most, "skip_bad": skip_bad, "seed": seed},
     }  # fmt: skip
+    if asked := sets["fake"].about.get("asked_for"):
+        said.append(f"fake: samples were asked for {asked}")
     for role, one in sets.items():
         if left := one.about.get("left_out"):
             said.append(f"{role}: {len(left)} files could not be used and were left out, such as {left[0]}")

@@ -176,6 +176,8 @@ def _add_samples(out: ImageSet, model: SynthModule, how: Reading) -> None:
     names = model.conditions()
     by_class = bool(names) and set(names) <= set(model.spec.classes)
     out.about |= {"seeds": [0, how.n - 1], "labels": "each in turn" if names else None}
+    if model.hparams.get("condition") == "text":
+        out.about["asked_for"] = "nothing: it is asked in words, and mri-synth sample --prompt makes a folder that was"
     for start in range(0, how.n, how.batch_size):
         seeds = range(start, min(start + how.batch_size, how.n))
         label = torch.tensor([s % len(names) for s in seeds]) if names else None
