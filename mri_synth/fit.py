@@ -125,7 +125,8 @@ def _last_validation(path: Path) -> dict[str, float]:
     if not path.is_file():
         return {}
     with path.open(newline="") as file:
-        rows = [(int(row[1]), row[2], float(row[3])) for row in csv.reader(file) if len(row) == 4 and "val/" in row[2]]
+        rows = [(int(epoch), name, float(value)) for _, epoch, name, value in
+                (row for row in csv.reader(file) if len(row) == 4) if name.startswith("val/")]  # fmt: skip
     last = max((epoch for epoch, _, _ in rows), default=0)
     return {name: value for epoch, name, value in rows if epoch == last or name not in Judging.METRICS}
 

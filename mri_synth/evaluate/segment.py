@@ -29,7 +29,7 @@ MOST = 128
 """Of them in a training set, and as many without a marked pixel at most."""
 SEEDS = 3
 STEPS = 300
-BATCH = 16
+BATCH = 8
 WIDTH, RATE = 16, 3e-3
 CHANGES = AugmentSettings(flip=0.5, translate=0.03, gain=0.1)
 LEVELS = 64

@@ -134,7 +134,7 @@ def _add_view(out: ImageSet, view: Images, classes: Sequence[str], how: Reading,
 def _add_made(out: ImageSet, path: Path, how: Reading, train: ImageSet | None) -> None:
     """Samples of a checkpoint; of one that makes images of label maps, those of TRAIN's."""
     model = load_model(path).to(device_of(how.device))
-    sources = model.spec.sources
+    sources = tuple(model.spec.sources)
     of_maps = model.translates() and sources in ((MASK,), derived_channels(model.spec.classes))
     if model.spec.channels != 1 or not (model.samples() or of_maps):
         raise UserError(f"fake: {path}: its model, {type(model).__name__}, makes no new images of one channel; give "
@@ -164,7 +164,7 @@ def _add_painted(out: ImageSet, model: SynthModule, path: Path, how: Reading, tr
         part = items[start : start + how.batch_size].tolist()
         masks, labels = train.masks(part), [str(c) for c in train.labels[part]]
         source = 2 * masks - 1
-        if model.spec.sources != (MASK,):
+        if tuple(model.spec.sources) != (MASK,):
             label = torch.tensor([names.index(c) if c in names else -1 for c in labels])
             source = derive(train.images(part), label, names)
         images = model.translate(source.to(model.device)).float().clamp(-1, 1).cpu()[:, 0].numpy()
