@@ -342,7 +342,7 @@ def train(compose: Any, folder: Path, *words: str, stop: int | None = None, resu
     folder.mkdir(exist_ok=True)
     data, model, trainer = build(compose(*RUN, *words), folder)
     note = Note(stop)
-    trainer.callbacks.insert(0, note)  # type: ignore[attr-defined]
+    trainer.callbacks.append(note)  # type: ignore[attr-defined]  # last: the checkpoint of the step before counts by then
     checkpoint = folder / "last.ckpt" if resume else None
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True if resume else None)
