@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_protocol_names_what_it_does() -> None:
     assert all(word in PROTOCOL for word in ("pool3", "8 bits", "299 x 299", "TensorFlow 1", "repeated to three"))
 
 
-def test_bfloat16_is_near_and_has_a_name_and_a_hash_of_its_own(net: Inception) -> None:
+def test_bfloat16_is_near_and_has_a_name_and_a_hash_of_its_own(net: Inception, monkeypatch: Any) -> None:
     """Eight bits of mantissa, through 94 convolutions: about 2 % of the features' length."""
     x = torch.cat([pattern(), -pattern()])
     exact = net(x)
@@ -101,5 +103,6 @@ def test_bfloat16_is_near_and_has_a_name_and_a_hash_of_its_own(net: Inception) -
     error = (fast - exact).norm(dim=1) / exact.norm(dim=1)
     assert (error > 1e-5).all()
     assert (error < 0.03).all()
+    monkeypatch.setenv("MRI_SYNTH_INCEPTION", str(PLACE))
     assert load_features("inception_bf16").name == "inception in bfloat16"
     assert load_features("inception_bf16").hash != load_features("inception").hash
