@@ -100,6 +100,26 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+OFF_ZERO = ("cyclegan", "pix2pix")
+"""Cases whose biases do not start at 0."""
+
+
+def start_biases(model: SynthModule) -> None:
+    """Biases as large as the weights of these networks, N(0, 0.02), where they would start at 0.
+
+    A bias that started at 0 is nothing but the sum of Adam's few steps, each the quotient of a gradient and its size:
+    it is only as exact as a gradient that nearly cancels over all pixels. A weight's step is no more so.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and not parameter.any():
+            with torch.no_grad():
+                parameter.normal_(0, 0.02, generator=generator)
+    if getattr(model, "ema", None) is not None:
+        for mean, network in zip(model.ema, model.generator_networks(), strict=True):  # type: ignore[operator, arg-type]
+            mean.load_state_dict(network.state_dict())
+
+
 class Kill(pl.Callback):
     """Ends a run after so many steps, before the next one, as a power cut would."""
 
@@ -126,6 +146,8 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         cfg = compose("run", [*SMALL, *CASES[case], *batch])
     data, model, trainer = build(cfg, folder)
+    if case in OFF_ZERO:
+        start_biases(model)
     if kill_at:
         trainer.callbacks.append(Kill(kill_at))  # type: ignore[attr-defined]
     checkpoint = folder / "last.ckpt" if resume else None

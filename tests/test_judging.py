@@ -173,6 +173,28 @@ def test_the_value_is_that_of_the_same_seeds_against_validation_images(gan, comp
     assert history(folder, "val/kid")[-1][1] == pytest.approx(kid(kernels(fake, real)), rel=1e-4)
 
 
+def test_of_two_ways_it_is_the_mean(tmp_path, compose) -> None:
+    from mri_synth.run import build
+
+    words = ["model=cyclegan", "model.generator=unet", "model.width=4", "model.d_width=4", "model.d_layers=1", *SMALL,
+             "trainer.max_epochs=1"]  # fmt: skip
+    run(compose(*words), tmp_path, words)
+    model, space = load_model(tmp_path / "last.ckpt"), PixelFeatures()
+    items = build(compose(*words), tmp_path / "again")[0].view("val")
+    every = items.__getitems__(range(len(items)))
+    drawn = items.__getitems__(np.random.default_rng(0).permutation(len(items))[:20].tolist())
+    assert drawn.target is not None
+    assert every.target is not None
+    with torch.no_grad():
+        there, back = model.translate(drawn.image), model.translate(drawn.target, to="T1")  # type: ignore[call-arg]
+    values = [kid(kernels(space(made).numpy(), space(real).numpy()))
+              for made, real in ((there, every.target), (back, every.image))]  # fmt: skip
+    assert abs(values[0] - values[1]) > 1e-3
+    assert history(tmp_path, "val/kid")[-1][1] == pytest.approx(np.mean(values), rel=1e-4)
+    said = json.loads((tmp_path / "results.json").read_text())["explanations"]["val/kid"]
+    assert "20 translations each way against 30 validation images" in said
+
+
 def test_samples_that_are_not_finite_are_said_and_have_no_value(tmp_path, compose, monkeypatch, caplog) -> None:
     def sample(self: VAE, seeds: Tensor, label: Tensor | None = None) -> Tensor:
         return torch.full((len(seeds), 1, SIDE, SIDE), float("nan"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ class Judging(pl.Callback):
 
     The seeds are 0, 1, ... every time, the real images validation images, whose features are computed once and kept in
     the cache. Samples are drawn in the same parts however many processes there are, each by one of them; the first
-    process compares, and tells the others. The random state is put back, so that training does not notice.
+    process compares, and tells the others. The random state is put back, so that training does not notice. Of a method
+    that translates both ways val/kid is the mean of both, the rest is of the way to the goal.
 
     Attributes:
         verdict: of this epoch; None in one without judgement.
@@ -81,7 +82,7 @@ class Judging(pl.Callback):
         self.said = ""
         self.space: Features | None = None
         self._before: str | None = None  # the feature space before a resume
-        self._real: tuple[Pool, float | None, NDArray[np.float64]] | None = None
+        self._real: dict[str | None, tuple[Pool, float | None, NDArray[np.float64]]] = {}
         self._real_logged, self._timed = False, False
 
     def due(self, trainer: pl.Trainer) -> bool:
@@ -109,6 +110,7 @@ class Judging(pl.Callback):
         self.space = space_of(self.word, trainer.strategy.root_device)
         assert isinstance(pl_module, SynthModule)
         made = "translations" if pl_module.translates() else "samples"
+        made += " each way" if pl_module.both_ways else ""
         self.said = f"{self.samples} {made} against {count} validation images, in {self._mark}"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -154,15 +156,25 @@ class Judging(pl.Callback):
 
     def _judge(self, trainer: pl.Trainer, model: SynthModule) -> Verdict | None:
         """The verdict, the same on all ranks; None where samples are not finite."""
-        images, vectors = self._draw(trainer, model)
-        found: dict[str, Any] | None = None
-        if trainer.is_global_zero and torch.isfinite(images).all():
-            found = asdict(self._compare(trainer, images, vectors))
-        found = trainer.strategy.broadcast(found)
-        return None if found is None else Verdict(**found)
+        verdicts: list[Verdict] = []
+        for to in (None, model.spec.sources[0]) if model.both_ways else (None,):
+            images, vectors = self._draw(trainer, model, to)
+            found: dict[str, Any] | None = None
+            if trainer.is_global_zero and torch.isfinite(images).all():
+                found = asdict(self._compare(trainer, images, vectors, to))
+            found = trainer.strategy.broadcast(found)
+            if found is None:
+                return None
+            verdicts.append(Verdict(**found))
+        return replace(verdicts[0], kid=sum(v.kid for v in verdicts) / len(verdicts))
 
-    def _draw(self, trainer: pl.Trainer, model: SynthModule) -> tuple[Tensor, NDArray[np.float32]]:
-        """All samples and their features: whole on the first rank, drawn in parts by all."""
+    def _draw(
+        self, trainer: pl.Trainer, model: SynthModule, to: str | None = None
+    ) -> tuple[Tensor, NDArray[np.float32]]:
+        """All samples and their features: whole on the first rank, drawn in parts by all.
+
+        `to` is the contrast to translate to, None the goal.
+        """
         assert self.space is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         labels = labels_in_turn(model, data, self.samples) if model.samples() else None
@@ -178,7 +190,10 @@ class Judging(pl.Callback):
                 images = draw(model, seeds, None if labels is None else labels[seeds.start : seeds.stop], options)
             else:
                 batch = sources.__getitems__(items[seeds.start : seeds.stop])
-                images = model.translate(batch.image.to(model.device)).float().clamp(-1, 1).cpu()
+                source = batch.image if to is None else batch.target
+                assert source is not None
+                extra = {} if to is None else {"to": to}
+                images = model.translate(source.to(model.device), **extra).float().clamp(-1, 1).cpu()
             finite = bool(torch.isfinite(images).all())
             empty = np.zeros((len(images), self.space.dim), np.float32)
             mine[part] = (images, features_of(images, self.space, BATCH) if finite else empty)
@@ -189,19 +204,21 @@ class Judging(pl.Callback):
         parts = [drawn for _, drawn in sorted((k, v) for one in everyone for k, v in one.items())]
         return torch.cat([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
-    def _compare(self, trainer: pl.Trainer, images: Tensor, vectors: NDArray[np.float32]) -> Verdict:
-        if self._real is None:
-            self._real = self._reals(trainer)
-        pool, ms_ssim_real, mean_real = self._real
+    def _compare(
+        self, trainer: pl.Trainer, images: Tensor, vectors: NDArray[np.float32], to: str | None = None
+    ) -> Verdict:
+        if to not in self._real:
+            self._real[to] = self._reals(trainer, to)
+        pool, ms_ssim_real, mean_real = self._real[to]
         pairs = diversity.random_pairs(len(images), PAIRS)
         own = diversity.diversity(lambda indices: images[list(indices)], pairs)["mean"]
         distance = kid.kid(kid.kernels(vectors, pool.features))
         return Verdict(distance, own, ms_ssim_real, correlation(images.double().mean(0).numpy(), mean_real))
 
-    def _reals(self, trainer: pl.Trainer) -> tuple[Pool, float | None, NDArray[np.float64]]:
+    def _reals(self, trainer: pl.Trainer, to: str | None) -> tuple[Pool, float | None, NDArray[np.float64]]:
         """Validation images with their features, the MS-SSIM of their pairs, and their mean."""
         assert self.space is not None
-        data, view = trainer.datamodule, real_images(trainer)  # type: ignore[attr-defined]
+        data, view = trainer.datamodule, real_images(trainer, to)  # type: ignore[attr-defined]
         items = np.sort(np.random.default_rng(0).permutation(len(view))[:MOST_REAL])
         features = stored_features(view, self.space, cache_folder(data.cache), BATCH, items)
         pool = Pool(("val",), (Reals(view, items, features),))
@@ -224,18 +241,19 @@ class Judging(pl.Callback):
         self._before, self._real_logged = state_dict["space"], state_dict["real_logged"]
 
 
-def real_images(trainer: pl.Trainer) -> Images:
+def real_images(trainer: pl.Trainer, to: str | None = None) -> Images:
     """Validation images that what is made must look like: of the goal's contrast where one is made of another.
 
     Args:
         trainer: with its data module.
+        to: the contrast that is made, where it is not the goal.
 
     Returns:
         Their view.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     view: Images = data.view("val")
-    return view if view.goal is None else Images(data.store, data.split_rows["val"], [view.goal])
+    return view if view.goal is None else Images(data.store, data.split_rows["val"], [to or view.goal])
 
 
 def make_judging(model: SynthModule, every: int | None, samples: int, word: str, val_every: int) -> Judging | None:

@@ -20,6 +20,7 @@ import numpy as np
 from nibabel.filebasedimages import SerializableImage
 from nibabel.spatialimages import SpatialImage
 
+from mri_synth.data.gzipped import gzipped
 from mri_synth.data.volume import WAY_OUT, Array, Source, Volume, flip_picture
 from mri_synth.errors import UserError
 
@@ -112,7 +113,10 @@ def write_nifti(stored: Array, volume: Volume, path: Path, description: str, dty
     # nibabel writes numbers as they are, under these factors, once the factors are set.
     image.header["scl_slope"], image.header["scl_inter"] = slope, inter
     with whole_file(path) as part:
-        nib.save(image, part)
+        if path.name.lower().endswith("gz"):
+            part.write_bytes(gzipped(image.to_bytes()))
+        else:
+            nib.save(image, part)
 
 
 def to_numbers(

@@ -41,6 +41,7 @@ class SynthModule(pl.LightningModule):
         notes: name of a reference value to what it is, of those of `references`.
         no_graph: operation of a release to why it cannot be written as one graph of tensors.
         instead: what a checkpoint is good for of which nothing can be released.
+        both_ways: `translate` also goes from the goal to the one source, which it is told by `to`.
         fused: optimizers in one kernel; this and the next four are set by the trainer's settings.
         log_every_steps: steps between logged losses.
         max_steps: a limit on the steps, for schedules.
@@ -56,6 +57,7 @@ class SynthModule(pl.LightningModule):
     notes: ClassVar[dict[str, str]] = {}
     no_graph: ClassVar[dict[str, str]] = {}
     instead: ClassVar[str] = ""
+    both_ways: ClassVar[bool] = False
 
     def __init__(self, spec: DataSpec | dict[str, Any]) -> None:
         super().__init__()

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mri_synth.networks.layers import InstanceNorm
+
 Norm = Literal["none", "group", "instance"]
 SLOPE = 0.2
 """Of the leaky ReLUs."""
@@ -101,4 +103,4 @@ def least_size(n_layers: int) -> int:
 
 
 def _norm(norm: Norm, channels: int) -> nn.Module:
-    return nn.GroupNorm(channels if norm == "instance" else max(channels // 16, 1), channels)
+    return InstanceNorm(channels) if norm == "instance" else nn.GroupNorm(max(channels // 16, 1), channels)
