@@ -17,7 +17,7 @@ from mri_synth.callbacks.checkpoints import Checkpoints, ExactResume, StopCleanl
 from mri_synth.callbacks.judging import make_judging
 from mri_synth.callbacks.pictures import Pictures
 from mri_synth.callbacks.sentinels import NonFinite
-from mri_synth.callbacks.unpaired import Unfaithful, goes_back
+from mri_synth.callbacks.unpaired import Unfaithful
 from mri_synth.callbacks.watches import make_sentinels
 from mri_synth.devices import computes_in_bf16, keep_memory
 from mri_synth.errors import UserError
@@ -119,7 +119,7 @@ def make_trainer(
         ExactResume(),
         Throughput(),
         *([judging] if judging else []),
-        *([Unfaithful()] if sentinels != "off" and goes_back(model) else []),
+        *([Unfaithful()] if sentinels != "off" and model.goes_back() else []),
         *(make_sentinels(judging, log_every_steps, sentinels == "stop") if sentinels != "off" else []),
         Pictures(run, pictures),
         Limits(max_steps, max_minutes),

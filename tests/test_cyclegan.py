@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from test_models import history
 from torch import Tensor, nn
 
-from mri_synth.callbacks.unpaired import Unfaithful, goes_back, measured
+from mri_synth.callbacks.unpaired import Unfaithful, measured
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.views import Reading, Unpaired
 from mri_synth.draws import uniform
@@ -224,9 +224,9 @@ def test_translation_goes_both_ways_by_the_average_where_there_is_one() -> None:
     assert torch.equal(model.translate(x, to="T1"), model.translate(x))
     with pytest.raises(UserError, match="to=FLAIR: this CycleGAN translates to T2 or T1"):
         model.translate(x, to="FLAIR")
-    assert goes_back(model)
-    assert not goes_back(Pix2Pix(SPEC, width=4, d_width=4, d_layers=1))
-    assert not goes_back(SynthModule(SPEC))
+    assert model.goes_back()
+    assert not Pix2Pix.goes_back()
+    assert not SynthModule.goes_back()
 
 
 def test_pictures_show_both_directions_and_do_not_compare_strangers() -> None:

@@ -110,7 +110,7 @@ class Judging(pl.Callback):
         self.space = space_of(self.word, trainer.strategy.root_device)
         assert isinstance(pl_module, SynthModule)
         made = "translations" if pl_module.translates() else "samples"
-        made += " each way" if pl_module.both_ways else ""
+        made += " each way" if pl_module.goes_back() else ""
         self.said = f"{self.samples} {made} against {count} validation images, in {self._mark}"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -157,7 +157,7 @@ class Judging(pl.Callback):
     def _judge(self, trainer: pl.Trainer, model: SynthModule) -> Verdict | None:
         """The verdict, the same on all ranks; None where samples are not finite."""
         verdicts: list[Verdict] = []
-        for to in (None, model.spec.sources[0]) if model.both_ways else (None,):
+        for to in (None, model.spec.sources[0]) if model.goes_back() else (None,):
             images, vectors = self._draw(trainer, model, to)
             found: dict[str, Any] | None = None
             if trainer.is_global_zero and torch.isfinite(images).all():

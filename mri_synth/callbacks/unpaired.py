@@ -7,8 +7,6 @@ arXiv:1805.08841).
 
 from __future__ import annotations
 
-import inspect
-
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -115,18 +113,6 @@ class Unfaithful(Watch):
                   f"{order:.2f} {when}; what is bright in one is dark in the other. "
                   + remedies(model, ("lambda_identity", "lr_g"), "another seed",
                              "mri-synth describe for images that are inverted themselves"))  # fmt: skip
-
-
-def goes_back(model: SynthModule) -> bool:
-    """Whether a method translates in both directions.
-
-    Args:
-        model: any.
-
-    Returns:
-        True where `translate` can be told the contrast that is wanted.
-    """
-    return "to" in inspect.signature(model.translate).parameters
 
 
 def measured(source: Tensor, output: Tensor, back: Tensor, target: Tensor, paired: Tensor) -> Tensor:

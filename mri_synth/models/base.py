@@ -41,7 +41,6 @@ class SynthModule(pl.LightningModule):
         notes: name of a reference value to what it is, of those of `references`.
         no_graph: operation of a release to why it cannot be written as one graph of tensors.
         instead: what a checkpoint is good for of which nothing can be released.
-        both_ways: `translate` also goes from the goal to the one source, which it is told by `to`.
         fused: optimizers in one kernel; this and the next four are set by the trainer's settings.
         log_every_steps: steps between logged losses.
         max_steps: a limit on the steps, for schedules.
@@ -57,7 +56,6 @@ class SynthModule(pl.LightningModule):
     notes: ClassVar[dict[str, str]] = {}
     no_graph: ClassVar[dict[str, str]] = {}
     instead: ClassVar[str] = ""
-    both_ways: ClassVar[bool] = False
 
     def __init__(self, spec: DataSpec | dict[str, Any]) -> None:
         super().__init__()
@@ -142,6 +140,11 @@ class SynthModule(pl.LightningModule):
     def translates(cls) -> bool:
         """Whether the method has a `translate` of its own."""
         return cls.translate is not SynthModule.translate
+
+    @classmethod
+    def goes_back(cls) -> bool:
+        """Whether `translate` can be told, by `to`, the contrast that is wanted, of goal and source."""
+        return "to" in inspect.signature(cls.translate).parameters
 
     def sample(self, seeds: Tensor, label: Tensor | None = None) -> Tensor:
         """New images. A method may take further options by keyword, such as `temperature`; the verb offers them.

@@ -53,7 +53,6 @@ class CycleGAN(GANModule):
         ema_decay: of the average of the generators, which translates; 0: no average.
     """
 
-    both_ways: ClassVar[bool] = True
     explained: ClassVar[dict[str, Any]] = {
         "g_cycle": cycle_consistency, "g_identity": identity, "cycle_ssim": ssim, "made_up": unexplained,
         "made_up_real": unexplained,
