@@ -22,8 +22,8 @@ KEYS = {
     "gan": {f"{method}_{figure}" for method in ("dcgan", "progan")
             for figure in ("overhead_vs_loop", "speedup_vs_fp32", "passes_per_step")},
     "translate": {"network_share", "peak_memory_mib", "speedup_vs_monai", "tiles_ours", "tiles_monai"},
-    "translation": {f"{method}_{batch}{figure}" for method in ("cyclegan", "pix2pix") for batch in (1, 8)
-                    for figure in ("", "_speedup_vs_published")},
+    "translation": {f"{case}_{batch}{figure}" for case in ("cyclegan_resnet9", "cyclegan_unet", "pix2pix_unet")
+                    for batch in (1, 8) for figure in ("", "_speedup_vs_published")},
     "style": {"speedup", "batch_share", "batch_difference", "loss_published", "loss_ours"},
     "leaderboard": {"seconds_leaderboard", "seconds_finished_sweep", "jobs_passed_over"},
     "evaluate": {"minutes_ours", "minutes_plain", "peak_memory_mib_ours", "peak_memory_mib_plain", "fid_difference"},
@@ -110,7 +110,7 @@ def test_the_published_loop_passes_as_many_images_in_more_passes(method: str, pa
     """Of generators and of discriminators, in a step of two images."""
     from benchmarks.translation import measure
 
-    counts = measure(method, 2, [], quick=True)[f"{method}_2"]["passes_per_step"]
+    counts = measure(method, "unet", 2, [], quick=True)[f"{method}_unet_2"]["passes_per_step"]
     for who, (generator, discriminator) in passes.items():
         assert (counts[who]["generator"], counts[who]["discriminator"]) == (generator, discriminator)
         assert (counts[who]["generator_images"], counts[who]["discriminator_images"]) == tuple(2 * n for n in images)

@@ -18,12 +18,12 @@ from mri_synth import __version__
 from mri_synth.data.intensity import Array
 from mri_synth.data.prepare import FOREGROUND
 from mri_synth.data.scan import Scan
-from mri_synth.data.volume import check_target, read, save_like
+from mri_synth.data.volume import check_target, from_slices, read, save_like
 from mri_synth.errors import UserError
 from mri_synth.metrics.consistency import PROTOCOL, consistency
 from mri_synth.metrics.protocols import full_scores
 from mri_synth.metrics.scores import PROTOCOLS
-from mri_synth.through import Ready, back, mean_scores, ready, sidecar_of, unwindowed, write_json
+from mri_synth.through import Ready, mean_scores, ready, sidecar_of, unwindowed, write_json
 from mri_synth.translate.files import Job, find
 from mri_synth.translate.names import describe_derivatives, sources_field
 from mri_synth.translate.outputs import done, fingerprint, is_picture, units
@@ -141,7 +141,8 @@ def one(worker: Translator, job: Job, overwrite: bool = False) -> Outcome:
     made = worker.through(inputs)
     seconds = time.monotonic() - at
     unit, meaning = units(worker.model.spec, worker.goal, first.volume)
-    array = unit.invert(back(made, first, worker.how))
+    slices = first.frame.invert(made, fill=-1)
+    array = unit.invert(from_slices(slices, first.volume, worker.how["plane"]))
     save_like(array, unwindowed(first.volume), job.output, f"{SIGN}, {worker.name}, {worker.goal}",
               "source" if is_picture(first.volume) else "float32")  # fmt: skip
     about = {
@@ -165,7 +166,7 @@ def one(worker: Translator, job: Job, overwrite: bool = False) -> Outcome:
         },
         "share_of_view_covered": first.frame.covered,
         "share_of_foreground_outside": first.outside,
-        **_judged(made, first, truth),
+        **_judged(made, slices, first, truth),
         "seconds": {"network": round(seconds, 3), "all": round(time.monotonic() - started, 3)},
         "made_by": made_by,
         "bytes": job.output.stat().st_size,
@@ -216,9 +217,8 @@ def _there(worker: Translator, job: Job) -> dict[str, Scan]:
     return scans
 
 
-def _judged(made: Array, first: Ready, truth: Ready | None) -> dict[str, Any]:
+def _judged(made: Array, slices: Array, first: Ready, truth: Ready | None) -> dict[str, Any]:
     """Slice consistency, and scores where the truth is known."""
-    slices = first.frame.invert(made, fill=-1)
     against = {"source": first} | ({} if truth is None else {"target": truth})
     found: dict[str, Any] = {
         f"against_{name}": consistency(slices, real.slices, (real.slices > FOREGROUND) & first.frame.shown())
