@@ -118,7 +118,7 @@ class Frame:
         inside = images[:, _span(self.size, self.scaled[0]), _span(self.size, self.scaled[1])]
         # Beyond the frame its border is repeated, so that the fill does not bleed into what the frame does show.
         margins = [(0, 0)] + [(_span(s, self.size).start, s - _span(s, self.size).stop) for s in self.scaled]
-        canvas = np.pad(inside, margins, mode="edge")
+        canvas = np.pad(inside, margins, mode="edge") if np.any(margins) else inside
         out = _resize(canvas, self.source, nearest)
         outside = ~self.shown()
         if outside.any():

@@ -136,6 +136,8 @@ def to_numbers(
         which values would be clipped are replaced by ones that hold them all.
     """
     scaled = slope not in (0.0, 1.0) or (slope == 1.0 and inter != 0.0)
+    if dtype.kind == "f" and not scaled:
+        return values.astype(dtype, copy=False), slope, inter
     numbers = (values.astype(np.float64) - inter) / slope if scaled else values.astype(np.float64)
     if dtype.kind == "f":
         return numbers.astype(dtype), slope, inter

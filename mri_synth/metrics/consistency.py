@@ -90,7 +90,7 @@ def _mean_step(values: Array, foreground: Array, axis: int) -> float:
             here, there = (later, earlier) if axis == 1 else ((slice(None), later), (slice(None), earlier))
             pairs = foreground[k][here] & foreground[k][there]
             step = values[k][here] - values[k][there]
-        total += float(np.abs(step)[pairs].sum(dtype=np.float64))
+        total += float((np.abs(step, out=step) * pairs).sum(dtype=np.float64))
         count += int(pairs.sum())
     return total / count if count else float("nan")
 
