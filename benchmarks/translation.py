@@ -188,7 +188,7 @@ def measure(name: str, generator: str, batch: int, words: list[str], quick: bool
     Returns:
         The main figure under `<name>_<generator>_<batch>_speedup_vs_published`, the rest under that without its end.
     """
-    every, turns = (1, 2) if quick else (max(1, 2 // batch), 5)
+    every, turns = (1, 2) if quick else (max(1, 2 // batch), 3)
     case = f"{name}_{generator}_{batch}"
     overrides = [f"model={name}", f"model.generator={generator}", "data.size=256", f"data.batch_size={batch}",
                  "data.subjects=[4,2,1]", "logger=csv", "trainer.limit_val_batches=1", "trainer.max_epochs=1000",
