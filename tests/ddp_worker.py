@@ -100,12 +100,8 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-OFF_ZERO = ("cyclegan", "pix2pix")
-"""Cases whose biases do not start at 0."""
-
-
 def start_biases(model: SynthModule) -> None:
-    """Biases as large as the weights of these networks, N(0, 0.02), where they would start at 0.
+    """Biases of N(0, 0.02), as large as weights often are, where they would start at 0.
 
     A bias that started at 0 is nothing but the sum of Adam's few steps, each the quotient of a gradient and its size:
     it is only as exact as a gradient that nearly cancels over all pixels. A weight's step is no more so.
@@ -146,8 +142,7 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         cfg = compose("run", [*SMALL, *CASES[case], *batch])
     data, model, trainer = build(cfg, folder)
-    if case in OFF_ZERO:
-        start_biases(model)
+    start_biases(model)
     if kill_at:
         trainer.callbacks.append(Kill(kill_at))  # type: ignore[attr-defined]
     checkpoint = folder / "last.ckpt" if resume else None

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 EQUAL = ["plain", "augmented", "accumulated", "vae", "pixelcnn", "encoder", "dcgan", "critic", "vqgan", "progan",
          "cyclegan", "pix2pix", "style_gan", "unet_l1", "mri_clip", "style_transfer", "style_lbfgs",
          "dae", "clip_guided"]  # fmt: skip
-# where the encoder's gradients are almost 0, Adam makes steps of their rounding errors
-TOLERANCE = {"encoder": 1e-3, "mri_clip": 1e-3}
+TOLERANCE = {"encoder": 3e-5}
+"""Of what cannot be held to 1e-5: the encoder's gradients nearly cancel, and Adam makes steps of what is left."""
 BLIND = ("activity", "qkv.bias")
 """Ends of names: a difference of two large means; a bias of keys, which a softmax does not see."""
 MONITORED = {
@@ -141,7 +141,8 @@ def test_metrics_are_those_of_one_process_with_an_uneven_end(case: str, split: s
     for rank in range(2):  # both ranks know all: each decides alone which checkpoint is best
         two = {k: v for k, v in result(case, rank)[split].items() if k not in of_batches}
         expected = {k: v for k, v in one.items() if k not in of_batches}
-        assert two == pytest.approx(expected, rel=TOLERANCE.get(case, 1e-5))
+        near_zero = 1e-7  # of scores, whose scale is 1: one that is nearly 0 is a difference of much larger numbers
+        assert two == pytest.approx(expected, rel=TOLERANCE.get(case, 1e-5), abs=near_zero)
 
 
 def test_no_item_is_repeated_or_lost(result: Any, alone: Any) -> None:
