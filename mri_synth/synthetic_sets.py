@@ -12,22 +12,23 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
+from mri_synth.data import identity
 from mri_synth.data.base import MRIDataModule
-from mri_synth.data.batch import Batch
 from mri_synth.data.derived import channels as derived_channels
 from mri_synth.data.nifti import whole_file
 from mri_synth.data.settings import Source
 from mri_synth.data.store import MASK
 from mri_synth.data.stored import cache_folder
 from mri_synth.data.views import Images, Pairs, Reading
-from mri_synth.devices import device_of, in_bf16
+from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
-from mri_synth.models.canvas import paint
 from mri_synth.models.checkpoint import load_model
 from mri_synth.outputs import table_hash
+from mri_synth.refine.restyler import Restyler
 from mri_synth.sample import draw
 
 log = logging.getLogger(__name__)
@@ -91,12 +92,6 @@ def real_items(view: Images, group_of: Tensor, n: int, seed: int, what: str) -> 
     return chosen
 
 
-def sha256_of(path: Path) -> str:
-    """A file's content as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Generator:
     """A checkpoint that makes images of a wanted class.
 
@@ -115,7 +110,7 @@ class Generator:
     def __init__(self, name: str, path: Path, data: MRIDataModule) -> None:
         self.key, self.path, self.data = f"model.generators.{name}={path}", path, data
         self.model: SynthModule = load_model(path).to(device_of("auto"))
-        self.sha256 = sha256_of(path)
+        self.sha256 = identity.sha256(path)
         there, here = self.model.spec, data.spec
         made = there.contrasts if there.goal is None else (there.goal,)
         if (there.size, there.channels) != (here.size, here.channels) or not set(here.contrasts) & set(made):
@@ -172,39 +167,26 @@ class Generator:
         return torch.cat([draw(self.model, range(seed + a, seed + b), label[a:b], {}) for a, b in ends])
 
 
-def restyled(data: MRIDataModule, content: Tensor, style: Tensor, steps: int, vgg: str | None) -> Tensor:
-    """Each image in the style of its partner, by `model=style_transfer` with its defaults.
+def restyled(worker: Restyler, content: Tensor, style: Tensor) -> Tensor:
+    """Each image in the style of its partner.
 
     Args:
-        data: set up.
+        worker: with its settings.
         content: (N, 1, H, W) in [-1, 1].
         style: the same.
-        steps: evaluations of each pair.
-        vgg: file of VGG-19's weights; None: the weights `vgg19`.
 
     Returns:
         (N, 1, H, W) float32 in [-1, 1].
-
-    Raises:
-        UserError: an optimisation diverged.
     """
     from tqdm import tqdm
 
-    from mri_synth.models.style_transfer import StyleTransfer
-
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if in_bf16("auto", device_of("auto")) else "32-true"
-    model, parts = StyleTransfer(data.spec, steps=steps, vgg=vgg), []
-    for start in tqdm(range(0, len(content), AT_ONCE), "style transfer", leave=False):
-        part = slice(start, start + AT_ONCE)
-        index = torch.arange(len(content[part]))
-        parts.append(paint(model, Batch(image=content[part], target=style[part], index=index), precision))
-        if not parts[-1].isfinite().all():
-            raise UserError(f"style transfer: not finite after model.style_steps={steps}; give fewer")
-    return torch.cat(parts)
+    parts = [range(k, min(k + AT_ONCE, len(content))) for k in range(0, len(content), AT_ONCE)]
+    return torch.cat([worker.painted(content[at.start : at.stop], style[at.start : at.stop].split(1), at)[0]
+                      for at in tqdm(parts, "style transfer", leave=False)])  # fmt: skip
 
 
 def cached(data: MRIDataModule, about: dict[str, Any], make: Callable[[], Tensor]) -> Tensor:
-    """Images that were made before, from the cache; else made and kept.
+    """Images that were made before, from the cache; else made and kept. Of several processes one makes them.
 
     Args:
         data: whose cache it is.
@@ -217,13 +199,23 @@ def cached(data: MRIDataModule, about: dict[str, Any], make: Callable[[], Tensor
     about = about | {"layout": LAYOUT, "data": data.data_hash, "subjects": table_hash(data.manifest)}
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_folder(data.cache) / "synthetic" / f"{key}.pt"
-    if path.is_file():
-        try:
-            kept: Tensor = torch.load(path, weights_only=True)
-            return kept
-        except Exception:
-            log.warning("%s: damaged; its images are made again", path)
-    images = make()
-    with whole_file(path) as part:
-        torch.save(images, part)
+    if (kept := _read(path)) is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if (kept := _read(path)) is None:
+                kept = make()
+                with whole_file(path) as part:
+                    torch.save(kept, part)
+    return kept
+
+
+def _read(path: Path) -> Tensor | None:
+    """What is there; None where nothing is, or nothing that can be read."""
+    if not path.is_file():
+        return None
+    try:
+        images: Tensor = torch.load(path, weights_only=True)
+    except Exception:
+        log.warning("%s: damaged; its images are made again", path)
+        return None
     return images

@@ -232,7 +232,7 @@ def test_slices_go_outwards_from_the_middle_each_from_its_neighbour(
         calls.append((images, begin, [float(s.max()) for s in styles], times))
         return images / 2 - len(calls) / 100, {"style_left": np.zeros(len(images))}
 
-    monkeypatch.setattr(Restyler, "_painted", painted)
+    monkeypatch.setattr(Restyler, "painted", painted)
     run(content, output=tmp_path / "o.nii", style=style, words=[*small, "region=image"])
     assert [len(c[0]) for c in calls] == [1, 2, 2, 2, 2]  # 9 slices: all are restyled, from the fifth
     assert calls[0][1] is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +16,10 @@ import torch
 
 from mri_synth.errors import UserError
 from mri_synth.metrics.utility import Row, accuracy, balanced, table
+from mri_synth.models import utility
 from mri_synth.networks.classifier import BINS, BorderAndHistogram, Classifier, border_and_histogram
 from mri_synth.run import run
-from mri_synth.synthetic_sets import ClassSet, real_items
+from mri_synth.synthetic_sets import ClassSet, cached, real_items
 
 SMALL = ["data.contrasts=[FLAIR]", "data.lesions=all", "data.subjects=[10,3,6]", "data.size=32", "data.batch_size=8",
          "logger=csv", "trainer.progress=false"]  # fmt: skip
@@ -86,6 +89,20 @@ def test_the_table_by_hand():
     assert second["rows"] == [["g", "80.0 ± 7.1", 0.25, "0.2000 to 0.3000", 87.5]]
     assert [b["heights"] for b in found["bars"]][1:] == [[pytest.approx(80)], [87.5, pytest.approx(95.6)]]
     assert "simulated" in found["notes"][-1]
+
+
+def test_a_confound_is_said_where_no_anatomy_is_needed():
+    group, subjects = np.arange(20) % 2, [f"s{k // 2}" for k in range(20)]
+    about = {"n_per_class": 4, "style_steps": 0, "style_content": "real", "published": {},
+             "groups": ["tumour", "none"], "space": "pixels", "simulated": False}  # fmt: skip
+    told = {}
+    for name, border in (("all", np.ones(20)), ("chance", group * 1.0)):
+        right = {"real": np.ones(20), "border": border}
+        found = table([Row("real", ""), Row("border", "", shallow=True)], {"real": [1.0], "border": [0.5]}, right,
+                      group, subjects, {}, about)  # fmt: skip
+        told[name] = found["notes"][-1]
+    assert told["all"].startswith("CAUTION: border and histogram alone tell 100.0 % of the test images right (50% ")
+    assert "CAUTION" not in told["chance"]
 
 
 def test_groups_count_alike_in_accuracy_and_interval():
@@ -203,3 +220,37 @@ def test_what_was_made_is_kept(generators, compose, tmp_path, monkeypatch):
 def test_the_experiment_has_the_figures_of_the_seed(compose):
     published = compose("experiment=seed_004_table").model.published
     assert published == {"dcgan": [87.5, 95.6], "pix2pix": [89.02, 93.7], "progan": [83.0, 92.8]}
+
+
+def test_of_two_that_want_a_set_at_once_one_makes_it(tmp_path):
+    data: Any = SimpleNamespace(cache=str(tmp_path), data_hash="d", manifest=[])
+    made = []
+
+    def make():
+        made.append(1)
+        time.sleep(0.2)
+        return torch.ones(2, 1, 4, 4)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: cached(data, {"of": "it"}, make), range(2)))
+    assert made == [1]
+    assert all(torch.equal(f, torch.ones(2, 1, 4, 4)) for f in found)
+    assert torch.equal(cached(data, {"of": "another"}, lambda: torch.zeros(1)), torch.zeros(1))
+
+
+def test_a_restyled_set_depends_on_all_of_the_style(generators, compose, tmp_path, small_vgg, monkeypatch):
+    """Its place in the cache is another where a default of style_transfer is."""
+    from mri_synth import synthetic_sets
+    from mri_synth.refine import restyler
+
+    kept, told = synthetic_sets.cached, restyler.settings
+    seen = []
+    monkeypatch.setattr(utility, "cached", lambda data, about, make: seen.append(about) or kept(data, about, make))
+    words = ["model=utility", *SMALL, f"+model.generators={{dcgan: {generators['dcgan']}}}", *FEW[:1], *FEW[2:],
+             "model.style_steps=1", f"model.vgg={small_vgg}", "trainer.max_epochs=1",
+             f"data.cache={tmp_path}"]  # fmt: skip
+    run(compose(*words), tmp_path / "first", words)
+    monkeypatch.setattr(restyler, "settings", lambda w: told(w) | {"style_weight": 5.0})
+    run(compose(*words), tmp_path / "second", words)
+    assert len(list((tmp_path / "synthetic").glob("*.pt"))) == 2 + 2 + 2  # as drawn, and restyled in both ways
+    assert {a["style"]["settings"]["style_weight"] for a in seen if "style" in a} == {20.0, 5.0}

@@ -26,7 +26,8 @@ from mri_synth.errors import UserError
 from mri_synth.metrics.utility import STYLED, Row, accuracy, rows, table
 from mri_synth.models.base import SynthModule
 from mri_synth.networks.classifier import BorderAndHistogram, Classifier
-from mri_synth.synthetic_sets import ClassSet, Content, Generator, cached, real_items, restyled, sha256_of
+from mri_synth.refine.restyler import Restyler
+from mri_synth.synthetic_sets import ClassSet, Content, Generator, cached, real_items, restyled
 
 KID_EACH = 500
 """Test images of each group that KID is taken against, at most."""
@@ -186,13 +187,14 @@ class Utility(SynthModule):
         h, view = self.hparams, data.view(split)
         names = [self.spec.classes[k] for k in view.store.table["label"][view.rows[items]]]
         first = 0 if split == "train" else _STREAM
-        about = {"generator": generator.sha256, "split": split, "items": items, "names": names}
+        about: dict[str, Any] = {"generator": generator.sha256, "split": split, "items": items, "names": names}
         made = {"": cached(data, about, lambda: generator.make(split, view, items, names, first))}
         if steps := h["style_steps"]:
             pair = (own.image, made[""])
             content, style = pair if h["style_content"] == "real" else pair[::-1]
-            about |= {"steps": steps, "content": h["style_content"], "vgg": h["vgg"] and sha256_of(Path(h["vgg"]))}
-            made[STYLED] = cached(data, about, lambda: restyled(data, content, style, steps, h["vgg"]))
+            worker = Restyler([f"steps={steps}"], vgg=h["vgg"])
+            about |= {"content": h["style_content"], "style": worker.about}
+            made[STYLED] = cached(data, about, lambda: restyled(worker, content, style))
         return made
 
     # -- training ----------------------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ class Restyler:
         batch_size: slices at once.
         neighbours: slices of a volume start with the change that their neighbours went through.
         precision: "bf16", "32", or "auto": bf16 where the device computes in it.
+        vgg: file of VGG-19's weights, in place of what the words say.
         device: as `mri_synth.devices.device_of` takes it.
 
     Attributes:
@@ -67,12 +68,13 @@ class Restyler:
     """
 
     def __init__(self, words: Sequence[str] = (), *, seed: int = 0, batch_size: int = 8, neighbours: bool = True,
-                 precision: str = "auto", device: str = "auto") -> None:  # fmt: skip
+                 precision: str = "auto", vgg: str | None = None, device: str = "auto") -> None:  # fmt: skip
         if batch_size < 1:
             raise UserError(f"--batch-size={batch_size}: 1 or more slices at once")
         if precision not in ("auto", "bf16", "32"):
             raise UserError(f"--precision={precision}: allowed: auto, bf16, 32")
         self.settings = settings(words)
+        self.settings["vgg"] = vgg or self.settings["vgg"]
         self.place, self.batch_size, self.neighbours = device_of(device), batch_size, neighbours
         self.bf16 = in_bf16(precision, self.place)
         self.model = StyleTransfer(DataSpec(size=1), **self.settings)
@@ -105,7 +107,7 @@ class Restyler:
             What came of each.
         """
         x = torch.from_numpy(np.stack(images))[:, None]
-        made, scores = self._painted(x, [own(None) for own in lend], [zlib.crc32(n.encode()) for n in names])
+        made, scores = self.painted(x, [own(None) for own in lend], [zlib.crc32(n.encode()) for n in names])
         region = self._region(x).numpy()
         return [Restyled(made[k, 0].numpy()[None], region[k, 0][None], {n: v[k : k + 1] for n, v in scores.items()})
                 for k in range(len(x))]  # fmt: skip
@@ -141,7 +143,7 @@ class Restyler:
                 before = [shown[k + 1 if k < len(shown) // 2 else k - 1] for k in here]
                 begin = (x[rows] + made[before] - x[before]).clamp(-1, 1)
             seeds = [zlib.crc32(f"{name} {k}".encode()) for k in rows]
-            made[rows], found = self._painted(x[rows], styles, seeds, begin, times)
+            made[rows], found = self.painted(x[rows], styles, seeds, begin, times)
             scores.append(found)
         every = {n: np.concatenate([s[n] for s in scores]) for n in (scores[0] if scores else ())}
         return Restyled(made[:, 0].numpy(), region[:, 0].numpy(), every)
@@ -157,9 +159,23 @@ class Restyler:
     def _region(self, images: Tensor) -> Tensor:
         return changeable(Batch(image=images, index=torch.arange(len(images))), self.settings["region"])
 
-    def _painted(self, images: Tensor, styles: Sequence[Tensor], seeds: Sequence[int],
-                 begin: Tensor | None = None, times: int = 1) -> tuple[Tensor, dict[str, Array]]:  # fmt: skip
-        """(B, 1, H, W) results after so many times `steps`, and scores of each."""
+    def painted(self, images: Tensor, styles: Sequence[Tensor], seeds: Sequence[int],
+                begin: Tensor | None = None, times: int = 1) -> tuple[Tensor, dict[str, Array]]:  # fmt: skip
+        """Images that are optimised together.
+
+        Args:
+            images: (B, 1, H, W) in [-1, 1], the contents.
+            styles: (1, 1 or 3, H', W') in [-1, 1], of each.
+            seeds: of each, for its noise.
+            begin: (B, 1, H, W), where they start; None: as the settings say.
+            times: `steps`, so often.
+
+        Returns:
+            (B, 1, H, W) float32 in [-1, 1], and name to (B,) scores.
+
+        Raises:
+            UserError: an optimisation diverged.
+        """
         self.model.steps = times * self.settings["steps"]
         jobs = Batch(image=images, index=torch.arange(len(images)))
         if begin is None:
