@@ -57,7 +57,7 @@ def jobs(count: int, seed: int = 0) -> Batch:
 
 def scores(method: StyleTransfer, batch: Batch, canvas: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        return method.terms(batch, canvas)
+        return method.eval().terms(batch, canvas)
 
 
 def test_the_style_comes_and_the_content_stays(vgg: str) -> None:

@@ -1,6 +1,7 @@
 """Style transfer's losses (Gatys, Ecker and Bethge 2016, "Image style transfer using convolutional neural networks").
 
-All give one number an item, so that jobs in one batch do not see each other.
+All give one number an item, so that jobs in one batch do not see each other; to the last bit: sums are taken in two
+steps, since torch sums what leaves a single number by all threads, in an order that a batch of two does not have.
 """
 
 from __future__ import annotations
@@ -26,28 +27,29 @@ def gram(features: Tensor, where: Tensor | None = None) -> Tensor:
         (B, C, C) float32.
     """
     with torch.autocast(features.device.type, enabled=False):
-        f = features.flatten(2)
-        m = f.new_ones(len(f), 1, 1, dtype=torch.float32) if where is None else where.float().flatten(2)
-        count = m.sum(2, keepdim=True).clamp(min=1e-6) if where is not None else m * f.shape[2]
+        f = features.permute(0, 2, 3, 1).flatten(1, 2)  # of features in channels_last a view
+        m = f.new_ones(len(f), 1, 1, dtype=torch.float32) if where is None else where.float().flatten(2).mT
+        count = m.sum(1, keepdim=True).clamp(min=1e-6) if where is not None else m * f.shape[1]
         out: Tensor = _Gram.apply(f, m, count)  # type: ignore[no-untyped-call]
         return out
 
 
 class _Gram(torch.autograd.Function):
-    """Products in float32, their gradient in the type of the features: one product in place of the two of autograd,
-    which does not know that both factors are the same."""
+    """Products of (B, P, C) features in float32, their gradient in the type and the order of the features: one product
+    in place of the two of autograd, which does not know that both factors are the same. Item by item, since products
+    of a batch are summed up in another order than those of one."""
 
     @staticmethod
     def forward(ctx: Any, f: Tensor, m: Tensor, count: Tensor) -> Tensor:
         ctx.save_for_backward(f, m, count)
         wide = f.float()
-        return (wide if m.shape[2] == 1 else wide * m) @ wide.transpose(1, 2) / count
+        return torch.stack([a.mT @ b for a, b in zip(wide, wide if m.shape[1] == 1 else wide * m, strict=True)]) / count
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None]:
         f, m, count = ctx.saved_tensors
-        out = ((d + d.transpose(1, 2)) / count).to(f.dtype) @ f
-        return (out if m.shape[2] == 1 else out * m.to(f.dtype)), None, None
+        out = torch.stack([a @ b for a, b in zip(f, ((d + d.mT) / count).to(f.dtype), strict=True)])
+        return (out if m.shape[1] == 1 else out * m.to(f.dtype)), None, None
 
 
 def style_loss(g: Tensor, target: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ def style_loss(g: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B,) float32.
     """
-    return (g.float() - target.float()).square().sum((1, 2)) / (4 * g.shape[1] ** 2)
+    return (g.float() - target.float()).square().sum(2).sum(1) / (4 * g.shape[1] ** 2)
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ def content_loss(features: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B,) float32.
     """
-    return (features.float() - target.float()).square().mean((1, 2, 3)) / 2
+    return (features.float() - target.float()).square().mean((2, 3)).mean(1) / 2
 
 
 def total_variation(x: Tensor) -> Tensor:
@@ -96,7 +98,7 @@ def total_variation(x: Tensor) -> Tensor:
     """
     x = x.float()
     down, across = x[:, :, 1:] - x[:, :, :-1], x[..., 1:] - x[..., :-1]
-    return down.square().mean((1, 2, 3)) + across.square().mean((1, 2, 3))
+    return down.square().mean(3).mean((1, 2)) + across.square().mean(3).mean((1, 2))
 
 
 def quantiles(features: Tensor, where: Tensor | None = None, count: int = 256) -> Tensor:
@@ -135,4 +137,4 @@ def histogram_loss(q: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B,) float32.
     """
-    return (q.float() - target.float()).square().mean((1, 2)) / 2
+    return (q.float() - target.float()).square().mean(2).mean(1) / 2

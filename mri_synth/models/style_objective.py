@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mri_synth.losses.style import content_loss, gram, histogram_loss, quantiles, style_loss, total_variation
+from mri_synth.models.style_region import brain
 from mri_synth.networks import vgg19
 
 
@@ -26,6 +27,7 @@ class Targets:
         grams: layer to the style image's Gram matrices (B, C, C).
         quantiles: layer to the style image's quantiles (B, C, K), where histograms count.
         style_before: (B,) style loss of the content image.
+        brain: (B, 1, H, W) bool of the content image.
     """
 
     region: Tensor
@@ -34,6 +36,7 @@ class Targets:
     grams: dict[str, Tensor]
     quantiles: dict[str, Tensor]
     style_before: Tensor
+    brain: Tensor
 
 
 @dataclass(kw_only=True)
@@ -121,7 +124,7 @@ class Objective:
         told = {n: torch.cat(g) for n, g in grams.items()}
         before = _mean([style_loss(gram(content[n], where[n]), told[n]) for n in self.style_layers])
         kept: dict[str, Tensor] = {n: content[n].clone() for n in self.content_layers}
-        return Targets(region, where, kept, told, {n: torch.cat(q) for n, q in ordered.items()}, before)
+        return Targets(region, where, kept, told, {n: torch.cat(q) for n, q in ordered.items()}, before, brain(image))
 
     def terms(self, network: vgg19.VGG19, x: Tensor, targets: Targets) -> dict[str, Tensor]:
         """The objective of each canvas, and what it is made of.

@@ -20,7 +20,7 @@ from mri_synth.losses.style import content_loss, histogram_loss, style_loss, tot
 from mri_synth.models import canvas, style_images
 from mri_synth.models.canvas import CanvasModule
 from mri_synth.models.style_objective import Objective, Targets, feature_dtype
-from mri_synth.models.style_region import Region, brain, changeable, correlation, lending
+from mri_synth.models.style_region import Region, changeable, correlation, lending
 from mri_synth.networks import vgg19
 
 NonNegative = Annotated[float, Ge(0)]
@@ -179,8 +179,9 @@ class StyleTransfer(CanvasModule):
     def terms(self, batch: Batch, canvas: Tensor) -> dict[str, Tensor]:
         """The objective of each job.
 
-        `L = w_c mean_l L_content + w_s mean_l E_style + w_tv TV + w_h mean_l H`, l over the layers of each. Beside it
-        the share `style_left` of the style loss that the content image has, and the correlation with it over the brain.
+        `L = w_c mean_l L_content + w_s mean_l E_style + w_tv TV + w_h mean_l H`, l over the layers of each. Beside it,
+        but in training, the share `style_left` of the style loss that the content image has, and the correlation with
+        it over the brain.
         """
         dtype = feature_dtype(canvas.device.type)
         with torch.autocast(canvas.device.type, enabled=False):
@@ -188,9 +189,9 @@ class StyleTransfer(CanvasModule):
             targets = self._held_against(batch, network, dtype)
             x = torch.where(targets.region, canvas.float(), batch.image.float())
             out = self.objective.terms(network, x, targets)
-            with torch.no_grad():
+            if not self.training:
                 out["style_left"] = out["style"] / targets.style_before.clamp(min=1e-12)
-                out["correlation"] = correlation(x, batch.image.float(), brain(batch.image))
+                out["correlation"] = correlation(x, batch.image.float(), targets.brain)
             return out
 
     def _held_against(self, batch: Batch, network: vgg19.VGG19, dtype: torch.dtype) -> Targets:

@@ -44,12 +44,12 @@ class CanvasLBFGS(CanvasOptimizer):
         )  # fmt: skip
         x0, g0, f0, t = (state[k][rows] for k in ("x", "g", "f", "t"))
         first = state["begun"][rows] == 0
-        slope = (g0 * (x - x0)).sum(1)  # of the step that was made, which the ends of [-1, 1] may have cut
+        slope = _dot(g0, x - x0)  # of the step that was made, which the ends of [-1, 1] may have cut
         good = torch.isfinite(f) & (f <= f0 + DECREASE * slope + NOISE * f0.abs())
         taken = first | good | ((state["tries"][rows] >= TRIES) & torch.isfinite(f))
         self._remember(state, rows, x - x0, g - g0, taken & ~first)
         d, fresh = self._direction(state, rows, x, g, taken)
-        onward = torch.where(fresh, (1 / g.abs().sum(1).clamp(min=1e-12)).clamp(max=1.0), torch.ones_like(f)) * lr
+        onward = torch.where(fresh, (1 / _dot(g, g.sign()).clamp(min=1e-12)).clamp(max=1.0), torch.ones_like(f)) * lr
         parabola = -slope * t / (2 * (f - f0 - slope)).clamp(min=1e-12)
         back = torch.where(torch.isfinite(f), torch.minimum(torch.maximum(parabola, 0.1 * t), 0.5 * t), 0.1 * t)
         t = torch.where(taken, onward, back)
@@ -71,7 +71,7 @@ class CanvasLBFGS(CanvasOptimizer):
 
     def _remember(self, state: dict[str, Tensor], rows: Tensor, s: Tensor, y: Tensor, here: Tensor) -> None:
         """Pairs of positive curvature, each in the place of its image's oldest."""
-        here = here & ((s * y).sum(1) > 1e-10 * y.square().sum(1))
+        here = here & (_dot(s, y) > 1e-10 * _dot(y, y))
         chosen = rows[here]
         place = (state["pairs"][chosen] % state["s"].shape[1]).long()
         state["s"][chosen, place], state["y"][chosen, place] = s[here], y[here]
@@ -90,17 +90,24 @@ class CanvasLBFGS(CanvasOptimizer):
             known = pairs > k
             place = (pairs - 1 - k) % size
             s, y = state["s"][rows, place], state["y"][rows, place]
-            rho = torch.where(known, 1 / (s * y).sum(1).clamp(min=1e-30), 0.0)
-            alpha = rho * (s * q).sum(1)
+            rho = torch.where(known, 1 / _dot(s, y).clamp(min=1e-30), 0.0)
+            alpha = rho * _dot(s, q)
             q = q - alpha[:, None] * y
             if k == 0:
-                scale = torch.where(known, 1 / (rho * y.square().sum(1)).clamp(min=1e-30), 1.0)
+                scale = torch.where(known, 1 / (rho * _dot(y, y)).clamp(min=1e-30), 1.0)
             alphas.append((place, rho, alpha))
         r = q * scale[:, None]
         for place, rho, alpha in reversed(alphas):
-            beta = rho * (state["y"][rows, place] * r).sum(1)
+            beta = rho * _dot(state["y"][rows, place], r)
             r = r + (alpha - beta)[:, None] * state["s"][rows, place]
         d = -r * free
-        fresh = (pairs == 0) | ((d * g).sum(1) >= 0)  # also where it does not lead down: then its pairs are forgotten
+        fresh = (pairs == 0) | (_dot(d, g) >= 0)  # also where it does not lead down: then its pairs are forgotten
         state["pairs"][rows] = torch.where(fresh & taken, 0.0, state["pairs"][rows])
         return torch.where(fresh[:, None], -g * free, d), fresh
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) products of the rows. A row alone is summed as one among others: torch would have all threads sum it, in
+    another order, and images that are told apart by their last bits part company in a hundred steps."""
+    products = a * b
+    return products.expand(2, -1).sum(1)[:1] if len(a) == 1 else products.sum(1)
