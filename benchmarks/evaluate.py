@@ -111,7 +111,7 @@ def parity(real: Path, fake: Path, count: int = PARITY) -> dict[str, float]:
     error = np.linalg.norm(fast[1] - exact[1], axis=1) / np.linalg.norm(exact[1], axis=1)
     fids, kids = ([f(*pair) for pair in (exact, fast)] for f in (frechet_distance, lambda x, y: kid(kernels(x, y))))
     return {"bf16_feature_error": float(error.mean()), "bf16_fid_difference": fids[1] / fids[0] - 1,
-            "bf16_kid_difference": kids[1] / kids[0] - 1, "parity_images": count}  # fmt: skip
+            "bf16_kid_difference": kids[1] / kids[0] - 1, "parity_images": len(exact[1])}  # fmt: skip
 
 
 def process(path: str, place: Path, word: str) -> dict[str, Any]:
