@@ -142,7 +142,8 @@ def play(case: str, folder: Path, world: int, kill_at: int | None = None, resume
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         cfg = compose("run", [*SMALL, *CASES[case], *batch])
     data, model, trainer = build(cfg, folder)
-    start_biases(model)
+    if case != "progan":  # its weights are N(0, 1), beside which these would be nothing; its biases hold from 0 on
+        start_biases(model)
     if kill_at:
         trainer.callbacks.append(Kill(kill_at))  # type: ignore[attr-defined]
     checkpoint = folder / "last.ckpt" if resume else None
