@@ -164,7 +164,7 @@ def main() -> None:
     middle = {p: {k: median(r[k] for r in every) for k in every[0]} for p, every in runs.items()}
     a, b = middle["ours"], middle["plain"]
     store(
-        "evaluate" if word == "inception" else f"evaluate_{word}",
+        "evaluate" if given.quick or word == "inception" else f"evaluate_{word}",
         {
             "images": 2 * count,
             "features": word,
