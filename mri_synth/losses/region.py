@@ -6,10 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, max_pool2d, pad, softplus
+from torch.nn.functional import conv2d, max_pool2d, pad
 
 EPSILON = 1e-6
-"""Of roots, whose slope at 0 is without end."""
+"""Of logarithms and roots: chances are kept this far from 0 and 1."""
 
 
 def soft_edges(mask: Tensor, sigma: float) -> Tensor:
@@ -107,38 +107,23 @@ def region_style(x_hat: Tensor, reference: Tensor, region: Tensor) -> Tensor:
     return (mean - wanted).abs() + (spread - wanted_spread).abs()
 
 
-def placement(logit: Tensor, mask: Tensor) -> Tensor:
+def placement(chance: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy of where a network sees a lesion against where one is; both kinds of pixels count alike.
 
-    `L = -(mean_m log p + mean_(1 - m) log(1 - p)) / 2`, p the sigmoid of the logit, the means over the lesion's pixels
-    and over the others: a mean over all of them is least, for long, where nothing is seen anywhere, as lesions are
-    small. So the logit is that of a lesion where lesions were as frequent as everything else; see `log_odds`
+    `L = -(mean_m log p + mean_(1 - m) log(1 - p)) / 2`, the means over the lesion's pixels and over the others: a mean
+    over all of them is least, for long, where nothing is seen anywhere, as lesions are small
 
     Args:
-        logit: (B, 1, H, W).
+        chance: (B, 1, H, W) p in [0, 1].
         mask: (B, 1, H, W) m in {0, 1}.
 
     Returns:
         (B,) float32, at least 0; without a lesion the second part alone.
     """
-    z, m = logit.float(), mask.float()
-    seen, free = m * softplus(-z), (1 - m) * softplus(z)
+    p, m = chance.float(), mask.float()
+    seen, free = -m * torch.log(p + EPSILON), -(1 - m) * torch.log(1 - p + EPSILON)
     each = (part.sum((1, 2, 3)) / of.sum((1, 2, 3)).clamp(min=1) for part, of in ((seen, m), (free, 1 - m)))
-    return 0.5 * sum(each, torch.zeros((), device=z.device))
-
-
-def log_odds(share: float) -> float:
-    """What is added to a logit that was learned where two kinds were alike frequent, when one is a share of all.
-
-    `log (q / (1 - q))`: odds are those of the evidence times those before it (Bayes)
-
-    Args:
-        share: q in (0, 1).
-
-    Returns:
-        Below 0 for shares below a half.
-    """
-    return math.log(share / (1 - share))
+    return 0.5 * sum(each, torch.zeros((), device=p.device))
 
 
 def _moments(image: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:

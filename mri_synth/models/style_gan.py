@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
@@ -17,11 +17,10 @@ from mri_synth.draws import uniform
 from mri_synth.errors import UserError
 from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR
 from mri_synth.losses.reconstruction import l1
-from mri_synth.losses.region import dilated, laid, log_odds, placement, region_l1, region_style, soft_edges
+from mri_synth.losses.region import dilated, laid, placement, region_l1, region_style, soft_edges
 from mri_synth.metrics.protocols import full_scores
 from mri_synth.models.gan import GANModule
 from mri_synth.networks import generators, patch
-from mri_synth.networks.unet import FACTOR, UNet
 
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -31,10 +30,6 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 MARGIN = 3
 """Pixels around a lesion that neither count as inside nor as outside of it."""
-SHARE = 0.02
-"""Of the pixels of an image, about, that a lesion takes."""
-OPEN = (0.25, 0.75)
-"""Chances of a lesion below which nothing is changed at all, and from which on all of the change is made."""
 
 
 class StyleTransferGAN(GANModule):
@@ -42,17 +37,16 @@ class StyleTransferGAN(GANModule):
 
     The two are unlike, as in PairedCycleGAN (Chang et al. 2018), from which the report of seed 004 has them: G is told
     what and where by the reference and its mask, F finds the place itself. Both change a region with soft edges and
-    leave all else as it is, exactly: F by a gate of its own, which opens where it sees a lesion, as the masks teach it.
+    leave all else as it is, exactly: F by a map of its own, which the masks teach it.
 
     What one makes for the other to undo is given without its graph: else each would learn to hide in the image what
     the other needs (Chu et al. 2017, arXiv:1712.02950).
 
     Args:
         spec: what the data know of themselves.
-        generator: of what puts a lesion on: "unet" (down to one pixel), "attention_unet" or "resnet9".
-        width: channels of its first layer.
-        norm: of its layers.
-        width_off: channels, at half the image's side, of what takes a lesion off.
+        generator: "unet" (down to one pixel), "attention_unet" or "resnet9", of both.
+        width: channels of the generators' first layer.
+        norm: of the generators.
         edge: sigma of the Gaussian that smooths the edges of a region, pixels; 0: a hard edge.
         jitter: share of the side by which a lesion is moved at most, in training, from where the reference has it.
         gan_loss: of the adversarial game.
@@ -88,7 +82,6 @@ class StyleTransferGAN(GANModule):
         generator: generators.Kind = "unet",
         width: PositiveInt = 32,
         norm: Literal["instance", "none"] = "instance",
-        width_off: Annotated[int, Ge(4), MultipleOf(4)] = 32,
         edge: NonNegative = 1.0,
         jitter: Share = 0.1,
         gan_loss: Literal["lsgan", "bce", "logistic", "hinge"] = "lsgan",
@@ -109,7 +102,7 @@ class StyleTransferGAN(GANModule):
         super().__init__(spec, ema_decay=ema_decay)
         size = self.spec.size
         self.put_on = generators.generator(generator, 3, 1, size, width, norm)
-        self.take_off = UNet(1, 2, size, width_off)
+        self.take_off = generators.generator(generator, 1, 2, size, width, norm)
         self.d_healthy = patch.PatchDiscriminator(1, d_width, d_layers, d_norm)
         self.d_lesioned = patch.PatchDiscriminator(2, d_width, d_layers, d_norm)
         formulas: dict[str, Any] = {"d_loss": DISCRIMINATOR[gan_loss], "g_adversarial": GENERATOR[gan_loss]}
@@ -138,9 +131,6 @@ class StyleTransferGAN(GANModule):
                 f"with model.d_layers={d_layers} judges images of at least {least} pixels, and data.size={size}; try "
                 "model.d_layers=1"
             )
-        if size % FACTOR:
-            near = max(round(size / FACTOR), 1) * FACTOR
-            return f"takes images whose side is a multiple of {FACTOR}, not data.size={size}; try data.size={near}"
         return generators.reason(generator, size)
 
     def generator_networks(self) -> list[Any]:
@@ -184,10 +174,10 @@ class StyleTransferGAN(GANModule):
         return laid(x, reference + 2 * change, mask, edge)
 
     def _take(self, network: Any, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """y changed where the network sees a lesion, the logit of one, and y changed everywhere; (B, 1, H, W) each."""
-        change, logit = network(y).split(1, 1)
-        gate = ((_chance(logit) - OPEN[0]) / (OPEN[1] - OPEN[0])).clamp(0, 1)
-        return y + soft_edges(gate, self.hparams["edge"]) * 2 * change, logit, y + 2 * change
+        """y changed where the network sees a lesion, its chance of one, and y changed everywhere; (B, 1, H, W) each."""
+        change, seen = network(y).split(1, 1)
+        chance = (seen + 1) / 2
+        return y + soft_edges(chance, self.hparams["edge"]) * 2 * change, chance, y + 2 * change
 
     def discriminator_losses(self, batch: Batch, fakes: dict[str, Tensor]) -> dict[str, Tensor]:
         """Real against generated: healthy images, and lesioned ones beside their masks.
@@ -339,16 +329,11 @@ class StyleTransferGAN(GANModule):
         """
         x, y, mask = _parts(batch)
         known = batch.paired is not None and bool(batch.paired.all())
-        made, logit, _ = self._take(self.averaged(1), y)
+        made, place, _ = self._take(self.averaged(1), y)
         other = x.roll(1, 0)
-        rows = {"with lesion": y, "mask": 2 * mask - 1, "found": 2 * _chance(logit) - 1, "synthetic healthy": made}
+        rows = {"with lesion": y, "mask": 2 * mask - 1, "found": 2 * place - 1, "synthetic healthy": made}
         rows["healthy" if known else "healthy of others"] = x
         return rows | {"another": other, "with this lesion": self.insert(other, y, mask)}
-
-
-def _chance(logit: Tensor) -> Tensor:
-    """Of a lesion, which is a small SHARE of all pixels, from a logit that was learned as if it were half of them."""
-    return (logit + log_odds(SHARE)).sigmoid()
 
 
 def _moved(images: Tensor, shift: tuple[int, int]) -> Tensor:
