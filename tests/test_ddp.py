@@ -107,7 +107,7 @@ def test_weights_and_codebook_are_those_of_one_process(case: str, result: Any, a
 def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: Path, alone: Any) -> None:
     usual, losses = ["loss", "lr"], {"accumulated": ["mse", "commitment"], "vae": ["elbo", "kl"],
                                      "pixelcnn": ["bits_per_code"], "encoder": [], "unet_l1": ["l1"],
-                                     "mri_clip": ["contrast", "asked", "where"],
+                                     "mri_clip": ["contrast", "where"],
                                      "style_transfer": ["style", "content"],
                                      "style_lbfgs": ["style", "content"],
                                      "dae": ["mse", "loss", "lr"],
