@@ -281,19 +281,6 @@ def prompts(fact: int, value: int, terms: Terms) -> list[str]:
     return [f"{words} {noun}".strip() for words in before for noun in ("slice", "")] + list(behind)
 
 
-def questions(terms: Terms) -> list[tuple[int, list[list[str]]]]:
-    """What can be asked of any slice: each fact that it shows and that may be otherwise.
-
-    Args:
-        terms: names.
-
-    Returns:
-        Column of the fact, and of each of its values every way to say it.
-    """
-    open_ = [f for f in range(len(FACTS)) if FACTS[f] in SEEN and f != PLANE and len(terms.values(FACTS[f])) > 1]
-    return [(f, [prompts(f, value, terms) for value in range(len(terms.values(FACTS[f])))]) for f in open_]
-
-
 def vocabulary(terms: Terms) -> list[str]:
     """All words of all captions of a data set.
 

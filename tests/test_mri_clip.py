@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mri_synth.captions import DRAWS, FACTS, LEFT, RIGHT, SIDE, Terms, mirrored, questions
+from mri_synth.captions import DRAWS, FACTS, LEFT, RIGHT, SIDE, mirrored
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.errors import UserError
 from mri_synth.guides import guide, looked_at
-from mri_synth.losses.contrastive import asked, image_text, recall, where_lesion
+from mri_synth.losses.contrastive import image_text, recall, where_lesion
 from mri_synth.metrics.zero_shot import chance, overall, recalls, scores
 from mri_synth.models.checkpoint import FORMAT
 from mri_synth.models.mri_clip import MRICLIP
@@ -91,30 +91,7 @@ def test_a_caption_that_is_true_of_both_pushes_neither_away():
 def test_equal_captions_are_not_pushed_apart(training, batch):
     """Two slices of the same facts: whatever they look like, nothing is to be told apart."""
     same = batch.facts[:1].expand(6, -1)
-    assert training.losses(replace(batch, facts=same))["contrast"].item() == 0
-
-
-def test_what_is_asked_by_hand():
-    z_image, z_values = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 1.0]])
-    right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
-    got = asked(z_image, z_values, 2.0, torch.tensor([0, 0, -1]))
-    torch.testing.assert_close(got, torch.tensor([right, wrong, 0.0]))
-
-
-def test_what_is_asked_is_what_a_slice_shows_and_may_be_otherwise(model):
-    every = {FACTS[fact]: [said[0] for said in ways] for fact, ways in model.questions}
-    assert sorted(every) == ["class", "contrast", "lesion", "place", "side", "size"]
-    assert every["contrast"] == ["T1 slice", "T2 slice"]
-    assert every["side"] == ["lesion on the left", "lesion on the right", "lesions on both sides"]
-    one = replace(SPEC, contrasts=("T1",), classes=())
-    assert "contrast" not in {FACTS[fact] for fact, _ in questions(Terms.of(one))}
-
-
-def test_the_questions_are_said_in_other_words_at_another_step(training, monkeypatch):
-    first = training._values()
-    assert first == training._values()
-    monkeypatch.setattr(MRICLIP, "global_step", property(lambda self: 4))
-    assert first != training._values()
+    assert training.losses(replace(batch, facts=same))["loss"].item() == 0
 
 
 def test_where_a_lesion_is_by_hand():
@@ -134,7 +111,7 @@ def test_masks_tell_where_of_slices_that_have_one_and_are_mirrored_with_them(tra
     with_masks = replace(batch, mask=mask)
     training.hparams["flip"] = 0.0
     straight = training.losses(with_masks)
-    torch.testing.assert_close(straight["loss"], straight["contrast"] + straight["asked"] + 100 * straight["where"])
+    torch.testing.assert_close(straight["loss"], straight["contrast"] + 100 * straight["where"])
     assert "where" not in training.losses(batch)
     training.hparams["flip"] = 1.0
     mirror = replace(batch, image=batch.image.flip(-1), facts=mirrored(batch.facts), mask=mask.flip(-1))
@@ -152,8 +129,6 @@ def test_two_processes_at_batch_b_equal_one_at_2b(training, batch, monkeypatch):
         loss.backward()
         return torch.cat([p.grad.flatten() for p in training.parameters()])
 
-    asked_of_all = training.losses(batch)["asked"]
-    training.hparams["lambda_asked"] = 0.0  # of each slice alone: its mean over processes is the mean over slices
     whole = training.losses(batch)["loss"]
     expected, heard = gradient(whole), training.heard.clone()
     training.heard.zero_()
@@ -161,8 +136,8 @@ def test_two_processes_at_batch_b_equal_one_at_2b(training, batch, monkeypatch):
     monkeypatch.setattr(MRICLIP, "trainer", type("Trainer", (), {"world_size": 2}))
     local = []
     monkeypatch.setattr(training, "all_gather", lambda z, sync_grads: local.append(z) or torch.stack([z, z]))
-    asked_of_each = [training.losses(half)["asked"] for half in halves]
-    torch.testing.assert_close(sum(asked_of_each) / 2, asked_of_all)
+    for half in halves:
+        training.losses(half)
     pairs = iter(zip(local[:5], local[5:], strict=True))
     monkeypatch.setattr(training, "all_gather", lambda z, sync_grads: torch.stack(next(pairs)))
     gathered = training.losses(halves[0])["loss"]

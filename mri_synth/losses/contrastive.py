@@ -121,27 +121,6 @@ def _to_what_fits(scores: Tensor, fits: Tensor) -> Tensor:
     return (F.softplus(others - scores) * fits).sum(1) / fits.sum(1)
 
 
-def asked(z_image: Tensor, z_values: Tensor, scale: Tensor | float, truth: Tensor) -> Tensor:
-    """How well each image finds the true one among all values of a fact, each said in words.
-
-    `L_i = -log(exp(k s_iv) / sum_w exp(k s_iw))`, s_iw the cosine of image i and a text that says value w and nothing
-    else, v the true value, k the scale; 0 where it is unknown. What is false of an image differs here by one word: the
-    hard negatives of Yuksekgonul et al. 2023 (arXiv:2210.01936)
-
-    Args:
-        z_image: (B, D) embeddings of images.
-        z_values: (V, D) of texts, one of each value.
-        scale: k > 0, one over the temperature.
-        truth: (B,) int64, -1 unknown.
-
-    Returns:
-        (B,) float32, at least 0.
-    """
-    with torch.autocast(z_image.device.type, enabled=False):
-        scores = scale * (F.normalize(z_image.float(), dim=1) @ F.normalize(z_values.float(), dim=1).T)
-        return F.cross_entropy(scores, truth, ignore_index=-1, reduction="none")
-
-
 def where_lesion(log_odds: Tensor, mask: Tensor, weight: float = 5.0) -> Tensor:
     """How well a coarse map says where a lesion is.
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mri_synth import captions
-from mri_synth.captions import LESION, Terms, caption, fits, mirrored, prompts, questions, vocabulary
+from mri_synth.captions import LESION, Terms, caption, fits, mirrored, prompts, vocabulary
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.captioned import Captioned
 from mri_synth.data.settings import Share
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
-from mri_synth.losses.contrastive import asked, image_text, where_lesion
+from mri_synth.losses.contrastive import image_text, where_lesion
 from mri_synth.metrics import zero_shot
 from mri_synth.models.base import SynthModule
 from mri_synth.models.schedule import WarmupCosine
@@ -35,8 +35,6 @@ HOTTEST = 100.0
 """Largest scale of the cosines, one over the temperature (2021: the same)."""
 LOOKED_AT = 512
 """Training slices whose facts are looked at before training."""
-_ASKED = -1
-"""Item of the first question's wording, and less for those after it: no slice has such a number."""
 _STREAM = 5 << 32
 """Between the run's seed and that of the wordings: a run's own seed is smaller, so that no two streams meet."""
 
@@ -57,7 +55,6 @@ class MRICLIP(SynthModule):
         context: words of a text at most.
         vocabulary: words that are known; None for all words of all captions of these data.
         temperature: of the cosines at the start; it is learned.
-        lambda_asked: weight of `asked`; 0: captions alone.
         lambda_where: weight of `where`, where the data have masks; 0: words alone tell of lesions.
         flip: probability that an axial or coronal training slice is mirrored, left and right changing places in its
             caption.
@@ -69,11 +66,7 @@ class MRICLIP(SynthModule):
 
     monitor: ClassVar[tuple[str, str]] = ("val/zero_shot", "max")
     instead: ClassVar[str] = "It guides others: mri-synth imagine GENERATOR 'T2 slice' --guide mri_clip:CHECKPOINT"
-    explained: ClassVar[dict[str, Any]] = zero_shot.EXPLAINED | {
-        "contrast": image_text,
-        "asked": asked,
-        "where": where_lesion,
-    }
+    explained: ClassVar[dict[str, Any]] = zero_shot.EXPLAINED | {"contrast": image_text, "where": where_lesion}
     protocols: ClassVar[dict[str, str]] = zero_shot.PROTOCOLS
     notes: ClassVar[dict[str, str]] = zero_shot.NOTES
     heard: Tensor
@@ -83,13 +76,12 @@ class MRICLIP(SynthModule):
         spec: DataSpec | dict[str, Any],
         dim: Annotated[int, Ge(8)] = 128,
         patch: Annotated[int, Ge(1)] = 4,
-        width: Annotated[int, Ge(4)] = 32,
+        width: Annotated[int, Ge(4)] = 24,
         text_width: Annotated[int, Ge(32), MultipleOf(32)] = 64,
         text_layers: Annotated[int, Ge(0)] = 1,
         context: Annotated[int, Ge(8)] = 48,
         vocabulary: list[str] | None = None,
         temperature: PositiveFloat = 0.07,
-        lambda_asked: Annotated[float, Ge(0)] = 1.0,
         lambda_where: Annotated[float, Ge(0)] = 100.0,
         flip: Share = 0.5,
         lr: PositiveFloat = 2e-3,
@@ -101,7 +93,6 @@ class MRICLIP(SynthModule):
         self.terms = Terms.of(self.spec)
         known = list(vocabulary) if vocabulary else words_of(self.terms)
         self.hparams["vocabulary"] = known
-        self.questions = questions(self.terms)
         self.tokens = Tokens(known, context)
         self.image = ImageTower(self.spec.channels, patch, width, dim)
         self.text = TextTower(len(known), context, text_width, text_layers, dim)
@@ -198,11 +189,10 @@ class MRICLIP(SynthModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """How well slices and captions find each other among those of the whole step, of all processes.
 
-        `L = lambda_asked asked + lambda_where where + 1/(2B) sum_i (l_i + l'_i), l_i = mean_{p in P_i} -log(exp(k s_ip)
-        / (exp(k s_ip) + sum_{n not in P_i} exp(k s_in)))`, s_ij the cosine of slice i and caption j, P_i the captions
-        that are true of slice i, k one over the temperature; l' the same from captions to slices; asked the sum over
-        facts of the cross-entropy of the true value among all, each said alone; where that of a coarse map of the
-        lesion, of data with masks: words alone tell too slowly of something so small
+        `L = lambda_where where + 1/(2B) sum_i (l_i + l'_i), l_i = mean_{p in P_i} -log(exp(k s_ip) / (exp(k s_ip) +
+        sum_{n not in P_i} exp(k s_in)))`, s_ij the cosine of slice i and caption j, P_i the captions that are true of
+        slice i, k one over the temperature; l' the same from captions to slices; where the cross-entropy of a coarse
+        map of the lesion, of data with masks: words alone tell too slowly of something so small
 
         A short caption is true of many slices ("T2"), which it then all draws near. In evaluation captions say all that
         is known, in the same words every time, and only those of this process's batch are compared.
@@ -219,14 +209,9 @@ class MRICLIP(SynthModule):
         else:
             u = uniform(_STREAM, 0, batch.index.to(image.device), captions.DRAWS)
         texts, said = self.wordings(facts, u, whole=not self.training)
-        values = self._values()
-        tokens = self.tokens([*texts, *values]).to(image.device)
+        tokens = self.tokens(texts).to(image.device)
         (z_image, places), z_text = self.image(image), self.text(tokens[:, : int((tokens > 0).sum(1).max())])
-        (z_text, z_values), tokens = z_text.tensor_split([len(texts)]), tokens[: len(texts)]
-        scale = self.log_scale.exp().clamp(max=HOTTEST)
-        out = {"asked": self._asked(z_image, z_values, scale, facts).mean()}
-        if mask is not None:
-            out["where"] = torch.where(facts[:, LESION] >= 0, where_lesion(places, mask), 0.0).mean()
+        where = None if mask is None else torch.where(facts[:, LESION] >= 0, where_lesion(places, mask), 0.0).mean()
         if self.training:
             z_image, z_text = self._of_all(z_image, True), self._of_all(z_text, True)
             facts, said, tokens = (self._of_all(x, False) for x in (facts, said, tokens))
@@ -234,21 +219,12 @@ class MRICLIP(SynthModule):
             self.heard[0] = 0
         else:
             self.seen.update(F.normalize(z_image, dim=1), facts, batch.index)
-        out |= {"contrast": image_text(z_image, z_text, scale, fits(facts, said)).mean()}
-        weighted = [self.hparams[f"lambda_{name}"] * out[name] for name in ("asked", "where") if name in out]
-        return {"loss": out["contrast"] + sum(weighted), **out, "temperature": 1 / scale.detach()}
-
-    def _values(self) -> list[str]:
-        """One wording of each value of each question: the same in all processes, another one every step of training."""
-        ways = [said for _, every in self.questions for said in every]
-        u = uniform(self.seed + _STREAM, self.global_step if self.training else 0, _ASKED - torch.arange(len(ways)), 1)
-        return [said[int(x * len(said))] for said, x in zip(ways, u[:, 0].tolist(), strict=True)]
-
-    def _asked(self, z_image: Tensor, z_values: Tensor, scale: Tensor, facts: Tensor) -> Tensor:
-        """(B,), the sum over the questions."""
-        each = z_values.split([len(every) for _, every in self.questions])
-        found = [asked(z_image, z, scale, facts[:, f]) for (f, _), z in zip(self.questions, each, strict=True)]
-        return torch.stack(found).sum(0) if found else z_image.new_zeros(len(z_image))
+        scale = self.log_scale.exp().clamp(max=HOTTEST)
+        contrast = image_text(z_image, z_text, scale, fits(facts, said)).mean()
+        out = {"loss": contrast, "contrast": contrast, "temperature": 1 / scale.detach()}
+        if where is not None:
+            out |= {"loss": contrast + self.hparams["lambda_where"] * where, "where": where}
+        return out
 
     def _of_all(self, x: Tensor, gradients: bool) -> Tensor:
         """(B, ...) of this process to (B * processes, ...); gradients go back to each."""

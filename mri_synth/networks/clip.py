@@ -26,8 +26,7 @@ class ImageTower(nn.Module):
     """Residual stages, each of half the resolution of the one before; a map of the lesion; then one linear layer.
 
     A lesion is a few pixels of thousands, and a small network hears of it only through a word: it finds lesions much
-    sooner when it is also told where they are. The map sees all stages, as in Lin et al. 2017 (arXiv:1612.03144), and
-    beside each what differs from its mirror image: a brain is much the same on both sides, and a lesion is not.
+    sooner when it is also told where they are. The map sees all stages, as in Lin et al. 2017 (arXiv:1612.03144).
 
     Args:
         in_channels: of the image.
@@ -45,8 +44,8 @@ class ImageTower(nn.Module):
             for k, (above, below) in enumerate(pairwise(widths))
         )
         self.blocks = nn.ModuleList(Block(channels) for channels in widths[1:])
-        self.sides = nn.ModuleList(nn.Conv2d(2 * channels, width, 1) for channels in widths[1:])
-        self.spread, self.where = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, 1, 1)
+        self.sides = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in widths[1:])
+        self.where = nn.Conv2d(width, 1, 3, padding=1)
         self.norm = nn.LayerNorm(GRID * GRID * widths[-1])
         self.head = nn.Linear(GRID * GRID * (widths[-1] + 2), dim)
         for module in self.modules():
@@ -73,13 +72,11 @@ class ImageTower(nn.Module):
         for k, (halve, block) in enumerate(zip(self.halvings, self.blocks, strict=True)):
             x = block(halve(F.relu(x) if k else x))
             seen.append(x)
-        merged: Tensor | None = None  # from the coarsest on
-        for side, x in zip(reversed(self.sides), reversed(seen), strict=True):
-            y = F.relu(x)
-            y = side(torch.cat([y, y - y.flip(3)], 1))
-            merged = y if merged is None else y + F.interpolate(merged, y.shape[2:], mode="nearest")
-        assert merged is not None
-        where = self.where(F.relu(self.spread(F.relu(merged)))).float()
+        size = seen[0].shape[2:]
+        merged = torch.stack([
+            F.interpolate(side(F.relu(x)), size, mode="nearest") for side, x in zip(self.sides, seen, strict=True)
+        ]).sum(0)  # fmt: skip
+        where = self.where(F.relu(merged)).float()
         share = torch.sigmoid(where)
         pooled = [
             self.norm(F.adaptive_avg_pool2d(F.relu(seen[-1]), GRID).flatten(1)).float(),
