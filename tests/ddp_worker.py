@@ -52,7 +52,7 @@ CASES: dict[str, list[str]] = {
     "vae": ["model=vae", AUGMENT, "model.hidden_channels=16", "model.latent_dim=8", "model.downsample=8",
             "model.warmup_steps=2"],
     "pixelcnn": ["model=pixelcnn", "model.channels=8", "model.layers=3", "model.hidden=16", "model.dropout=0.2",
-                 "model.condition=label", "model.warmup_steps=2"],
+                 "model.exchanged=0.1", "model.condition=label", "model.warmup_steps=2"],
     "encoder": ["model=encoder", "model.width=8", "model.dim=64"],
     # no batch norm, whose statistics are those of one process; no beta1 of 0, with which Adam steps by rounding errors
     "dcgan": ["model=dcgan", "model.channels_g=16", "model.channels_d=8", "model.latent_dim=8", "model.norm_g=group",

@@ -36,7 +36,7 @@ CASES = {
                  "model.lr_g=2e-3", "model.d_width=8", "model.d_layers=2", "model.lr_d=1e-3", "model.ema_decay=0.5"],
                 12, "val/ssim", "max"),
     "pixelcnn": ([FIRST_STAGE, "model.channels=16", "model.layers=3", "model.hidden=32", "model.dropout=0.1",
-                  "model.condition=label", "model.lr=5e-3"], 8, "val/bits_per_code", "min"),
+                  "model.exchanged=0.02", "model.condition=label", "model.lr=5e-3"], 8, "val/bits_per_code", "min"),
     "progan": (["model.fmap_base=256", "model.fmap_max=32", "model.latent_dim=32", "model.minibatch=[6]",
                 "model.group=3", "model.ema_decay=0.9", "model.fade_kimg=[0.06]", "model.steady_kimg=[0.06]"], 12,
                "val/kid", "min"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mri_synth.losses.code import bits_per_code, linear_nll, nll
-from mri_synth.networks.pixelcnn import GatedLayer, GatedPixelCNN
+from mri_synth.networks.pixelcnn import GatedLayer, GatedPixelCNN, exchanged
 from mri_synth.networks.pixelcnn_ops import columns, gate
 from mri_synth.networks.pixelcnn_sampler import choose, sample_codes, sample_codes_naive
 
@@ -295,3 +295,19 @@ def test_it_learns_a_markov_chain_to_its_entropy() -> None:
     pairs = torch.stack([drawn[..., :-1].flatten(), drawn[..., 1:].flatten()])
     counts = torch.zeros(4, 4).index_put_(tuple(pairs), torch.ones(pairs.shape[1]), accumulate=True)
     assert torch.allclose(counts / counts.sum(1, keepdim=True), transition, atol=0.05)
+
+
+def test_codes_are_exchanged_for_others_of_their_own_grid() -> None:
+    codes = torch.tensor([[[10, 11], [12, 13]], [[20, 21], [22, 23]]])
+    which = torch.tensor([[0.1, 0.9, 0.24, 0.25], [0.0, 0.5, 0.5, 0.1]])  # below 0.25: the first and the third, ...
+    whence = torch.tensor([[0.75, 0.0, 0.3, 0.0], [0.0, 0.0, 0.0, 0.99]])  # quarters of the grid
+    by_hand = torch.tensor([[[13, 11], [11, 13]], [[20, 21], [22, 23]]])
+    assert torch.equal(exchanged(codes, 0.25, torch.cat([which, whence], 1)), by_hand)
+    assert torch.equal(exchanged(codes, 0.0, torch.cat([which, whence], 1)), codes)
+
+
+def test_the_likelihood_is_of_the_codes_and_not_of_what_is_shown() -> None:
+    made, (codes, shown) = network(), torch.randint(7, (2, 3, 5, 5), generator=torch.Generator().manual_seed(0))
+    log_p = made(shown).log_softmax(1).gather(1, codes[:, None])[:, 0]
+    assert torch.allclose(made.nll(codes, seen=shown), -log_p.mean((1, 2)), rtol=1e-5)
+    assert not torch.allclose(made.nll(codes, seen=shown), made.nll(codes), rtol=1e-3)

@@ -24,7 +24,7 @@ from mri_synth.models.base import SynthModule
 from mri_synth.models.conditions import Worded
 from mri_synth.models.prompted import Words
 from mri_synth.models.schedule import WarmupCosine
-from mri_synth.networks.pixelcnn import GatedPixelCNN, unknown
+from mri_synth.networks.pixelcnn import GatedPixelCNN, exchanged, unknown
 from mri_synth.networks.pixelcnn_sampler import sample_codes
 
 PositiveFloat = Annotated[float, Gt(0)]
@@ -51,6 +51,8 @@ class PixelCNN(SynthModule):
         position: learn an embedding of the position, for each condition its own; brains lie in one place, textures do
             not.
         dropout: share of the gates' channels that are dropped in training.
+        exchanged: share of the codes that training shows the network exchanged for others of their grid: samples then
+            recover from a code that fits nowhere.
         temperature: of samples, where none is asked for: below 1 likelier codes are likelier still.
         top_k: samples take one of the k likeliest codes; None: any.
         guidance: how much further than what is asked for samples go, away from those of any; 1: no further.
@@ -87,6 +89,7 @@ class PixelCNN(SynthModule):
         hidden: Annotated[int, Ge(4)] = 128,
         position: bool = True,
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        exchanged: Annotated[float, Ge(0), Lt(1)] = 0.0,
         temperature: Annotated[float, Gt(0), Le(10)] = 1.0,
         top_k: Annotated[int, Ge(1)] | None = None,
         guidance: Annotated[float, Gt(0), Le(20)] = 1.0,
@@ -174,14 +177,22 @@ class PixelCNN(SynthModule):
         """Negative log-likelihood of the codes, in nats per code (van den Oord et al. 2016).
 
         `L = -mean_ij log p(c_ij | c_<ij)`
+
+        In training some of the codes before each may be others than they are: `exchanged`.
         """
-        noise, condition, draws = None, self.told(batch), self.network.draws
-        if self.training and (draws or condition is not None):
-            noise = uniform(self.seed, self.global_step, batch.index.to(self.device), draws + 1)
+        codes, condition, h = self.codes(batch), self.told(batch), self.hparams
+        drops, seen = self.network.draws, codes
+        noise = None
+        if self.training:
+            draws = drops + 1 + 2 * codes[0].numel()
+            noise = uniform(self.seed, self.global_step, batch.index.to(self.device), draws)
             if condition is not None:
-                hidden = (noise[:, draws] < self.hparams["label_dropout"]).view(-1, *[1] * (condition.dim() - 1))
+                hidden = (noise[:, drops] < h["label_dropout"]).view(-1, *[1] * (condition.dim() - 1))
                 condition = torch.where(hidden, unknown(condition), condition)
-        loss = self.network.nll(self.codes(batch), condition, None if noise is None else noise[:, :draws]).mean()
+            if h["exchanged"]:
+                seen = exchanged(codes, h["exchanged"], noise[:, drops + 1 :])
+            noise = noise[:, :drops]
+        loss = self.network.nll(codes, condition, noise, seen).mean()
         return {"loss": loss, "bits_per_code": loss / math.log(2)}
 
     def told(self, batch: Batch) -> Tensor | None:

@@ -173,9 +173,19 @@ class GatedPixelCNN(nn.Module):
         logits: Tensor = self.logits(self._features(codes, condition, noise))
         return logits.float().permute(0, 3, 1, 2)
 
-    def nll(self, codes: Tensor, condition: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Negative log-likelihood (B,) float32 in nats per code: `losses.code.nll` of `forward`, in less time."""
-        return linear_nll(self._features(codes, condition, noise), self.logits.weight, self.logits.bias, codes)
+    def nll(
+        self, codes: Tensor, condition: Tensor | None = None, noise: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """Negative log-likelihood (B,) float32 in nats per code: `losses.code.nll` of `forward`, in less time.
+
+        Args:
+            codes: as in `forward`, and so the next two.
+            condition: the same.
+            noise: the same.
+            seen: (B, h, w) int64, what the network is shown in place of the codes before each; None: the codes.
+        """
+        features = self._features(codes if seen is None else seen, condition, noise)
+        return linear_nll(features, self.logits.weight, self.logits.bias, codes)
 
     def _features(self, codes: Tensor, condition: Tensor | None, noise: Tensor | None) -> Tensor:
         """What the last linear layer is given, (B, h, w, hidden)."""
@@ -241,6 +251,26 @@ class GatedPixelCNN(nn.Module):
         if condition is not None and (vectors is not None) != condition.is_floating_point():
             wants = f"vectors of {vectors} numbers" if vectors else "whole numbers, of classes"
             raise ValueError(f"the network is conditioned on {wants}, got {condition.dtype} {tuple(condition.shape)}")
+
+
+def exchanged(codes: Tensor, share: float, noise: Tensor) -> Tensor:
+    """Grids in which a share of the codes is exchanged for codes from other places of the same grid.
+
+    A network that is shown such grids in training goes on from a code that fits nowhere, which in samples there
+    always is at last, as if it were not there, and not as if the image were another.
+
+    Args:
+        codes: (B, h, w) int64.
+        share: of the places.
+        noise: (B, 2 h w) uniform in [0, 1): which places, and what from where.
+
+    Returns:
+        (B, h, w) int64.
+    """
+    flat = codes.flatten(1)
+    which, whence = noise.chunk(2, 1)
+    others = flat.gather(1, (whence * flat.shape[1]).long())
+    return torch.where(which < share, others, flat).view_as(codes)
 
 
 def unknown(condition: Tensor) -> Tensor:
