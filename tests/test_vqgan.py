@@ -230,10 +230,18 @@ def test_adaptive_weight_by_hand_of_a_linear_decoder() -> None:
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [8.0, 16.0]]), atol=1e-5, rtol=0)
 
 
+class Squared(torch.nn.Module):
+    """In the place of a perceptual loss."""
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return (x_hat - x).square().mean((1, 2, 3))
+
+
 def test_the_loss_has_the_gradient_of_the_papers() -> None:
     """Against the plain form: everything differentiated through the whole graph."""
     batch, settings = images(), {"lambda_ssim": 0.5, "noise": True, "lambda_adv": 0.7}
     model = attached(small(**settings))
+    model.perceptual, model.hparams["perceptual"] = Squared(), "encoder"
     plain = attached(copy.deepcopy(model))
     losses = model.generator_losses(batch, model.generate(batch))
     losses["loss"].backward()
@@ -247,6 +255,7 @@ def test_the_loss_has_the_gradient_of_the_papers() -> None:
 
     rec = rec + 0.5 * ssim_loss(made["x_hat"], batch.image).mean()
     assert made["grain"].abs().max() > 0.01
+    rec = rec + (made["x_hat"] + made["grain"] - batch.image).square().mean()
     adv = -plain.discriminator(made["x_hat"] + made["grain"]).mean()
     last = plain.generator.decoder.layers[-2].weight
     norms = [torch.autograd.grad(v, last, retain_graph=True)[0].norm() for v in (rec, adv)]

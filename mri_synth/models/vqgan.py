@@ -57,8 +57,8 @@ class VQGAN(WithCodes, GANModule):
         rate: the same.
         reconstruction: of the reconstruction loss.
         lambda_ssim: the same.
-        noise: learn the Rician noise that the reconstruction lacks. The discriminator then sees it drawn, and cannot
-            tell reconstructions by it, nor ask them to invent it.
+        noise: learn the Rician noise that the reconstruction lacks. Discriminator and perceptual loss then see it
+            drawn, and can neither tell reconstructions by it, nor ask them to invent it.
         beta: as `VQVAE`'s.
         perceptual: "lpips", "encoder" (features of one trained here), "none"; "auto": LPIPS where its weights are here.
         perceptual_net: of LPIPS.
@@ -183,7 +183,7 @@ class VQGAN(WithCodes, GANModule):
     # -- losses ----------------------------------------------------------------------------------------------------
 
     def generate(self, batch: Batch) -> dict[str, Any]:
-        """Reconstructions, what their codes cost, and the grain with which the discriminator sees them.
+        """Reconstructions, what their codes cost, and the grain with which discriminator and perceptual loss see them.
 
         In evaluation the codes are counted too.
         """
@@ -226,7 +226,7 @@ class VQGAN(WithCodes, GANModule):
         image = image_losses(seen, x, h["reconstruction"], h["lambda_ssim"])
         rec = image.pop("loss")
         if h["lambda_perceptual"] and h["perceptual"] != "none":
-            image["perceptual"] = self.perceptual(seen, x).mean()
+            image["perceptual"] = self.perceptual(seen + fakes["grain"], x).mean()
             rec = rec + h["lambda_perceptual"] * image["perceptual"]
         code = code_losses(x_hat, x, fakes["commitment"], fakes["noise"], h["beta"])
         terms, plays = {**image, **code}, not self.training or self.discriminates()
