@@ -50,9 +50,9 @@ def sampled(
         batch_size: samples at once.
 
     Returns:
-        Plain values: "samples", "seconds", "options" of `sample` that the model sets, "intensities" of samples and of
-        held-out images, and of the first feature space all that `judge` says; "beside", the same of the others;
-        "missing", why there is no judgement.
+        Plain values: "samples", "seconds", "options" of `sample` that the model sets, "origin" of models that say what
+        they draw from, "intensities" of samples and of held-out images, and of the first feature space all that `judge`
+        says; "beside", the same of the others; "missing", why there is no judgement.
 
     Raises:
         UserError: a feature space that is asked for by its name is not here.
@@ -73,6 +73,8 @@ def sampled(
     options = [p.name for p in inspect.signature(model.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
     how = {name: model.hparams[name] for name in options if model.hparams.get(name) is not None}
     out: dict[str, Any] = {"samples": n, "seconds": round(seconds, 2), "options": how}
+    if model.origin:
+        out["origin"] = model.origin
     if missing:
         out["missing"] = missing
     if n >= 2:

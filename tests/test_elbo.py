@@ -13,6 +13,7 @@ from mri_synth.losses import elbo as terms
 from mri_synth.losses.elbo import (
     LEVELS,
     active_units,
+    aggregate_normal,
     bits_per_dim,
     elbo,
     free_bits,
@@ -46,6 +47,31 @@ def test_kl_is_that_of_torch_and_small_ones_keep_their_digits() -> None:
     tiny = kl_gaussian(torch.zeros(1, 1), torch.full((1, 1), 1e-2)).item()  # v^2 / 4 + v^3 / 12
     assert tiny == pytest.approx(1e-4 / 4 + 1e-6 / 12, rel=1e-3)
     assert kl_gaussian(mu.bfloat16(), logvar.bfloat16()).dtype == torch.float32
+
+
+def test_the_normal_of_all_posteriors_together_by_hand() -> None:
+    mu = torch.tensor([[1.0, 3.0], [-1.0, 1.0]])
+    logvar = torch.tensor([[0.5, 3.0], [1.5, 5.0]]).log()
+    mean, factor = aggregate_normal(mu, logvar)
+    assert mean.tolist() == [0, 2]
+    # covariance [[1, 1], [1, 1]] of the means, 1 and 4 of the posteriors: [[2, 1], [1, 5]]
+    assert factor.flatten().tolist() == pytest.approx([2**0.5, 0, 0.5**0.5, 4.5**0.5])
+    unused = aggregate_normal(torch.zeros(1, 3), torch.zeros(1, 3))  # one image, and a posterior that is the prior
+    assert torch.equal(unused[0], torch.zeros(3))
+    assert torch.equal(unused[1], torch.eye(3))
+
+
+def test_the_fit_recovers_a_known_normal() -> None:
+    """Posteriors N(mu, diag s), mu from N(m, C): together they are N(m, C + diag s)."""
+    generator = torch.Generator().manual_seed(0)
+    m, a = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([[2.0, 0, 0], [1.0, 0.5, 0], [0.3, 0, 1.0]])
+    s = torch.tensor([0.1, 0.4, 0.2])
+    mu = m + torch.randn(40_000, 3, generator=generator) @ a.T
+    mean, factor = aggregate_normal(mu, s.log().expand_as(mu))
+    torch.testing.assert_close(mean, m, atol=0.03, rtol=0)
+    torch.testing.assert_close(factor @ factor.T, a @ a.T + s.diag(), atol=0.06, rtol=0)
+    assert factor.diag().min() > 0
+    assert torch.equal(factor, factor.tril())
 
 
 def test_free_bits_by_hand() -> None:

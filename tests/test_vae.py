@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +18,12 @@ from mri_synth import config
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.draws import normal
 from mri_synth.errors import ConfigError
-from mri_synth.losses.elbo import kl_gaussian
+from mri_synth.losses.elbo import aggregate_normal, kl_gaussian
+from mri_synth.models import vae as module
+from mri_synth.models.checkpoint import load_model
 from mri_synth.models.vae import VAE, slerp
 from mri_synth.networks.vae import VAEDecoder, VAEEncoder, latent_channels
+from mri_synth.run import build, run
 from mri_synth.sweep import name_by_swept
 from mri_synth.table import FAILED, METRICS, Job, disagreements, metric, read_sweep, swept_keys, write_table
 
@@ -171,6 +175,96 @@ def test_a_sample_is_of_its_seed_alone() -> None:
     assert torch.allclose(some[1:2], one, atol=1e-6)
     assert torch.allclose(drawn, one)
     assert torch.allclose(cold[0], cold[1])
+
+
+def fitted(**changes: Any) -> VAE:
+    """A model whose prior was fitted to what cannot be mistaken for the standard one."""
+    model = vae(prior="fitted", **changes).eval()
+    generator = torch.Generator().manual_seed(2)
+    mean, factor = aggregate_normal(3 + torch.randn(20, 8, generator=generator), torch.zeros(20, 8))
+    model.prior_mean.copy_(mean)
+    model.prior_factor.copy_(factor)
+    return model
+
+
+def test_a_standard_prior_is_as_before_and_an_unfitted_one_is_standard() -> None:
+    plain, other = vae().eval(), vae(prior="fitted").eval()
+    assert not [k for k in plain.state_dict() if "prior" in k], "checkpoints of before fit"
+    seeds = torch.arange(3)
+    with torch.no_grad():
+        assert torch.equal(plain.sample(seeds), plain.decode(normal(0, 0, seeds, 8)))
+        torch.testing.assert_close(other.sample(seeds), plain.sample(seeds))
+        assert torch.equal(plain.losses(batch())["elbo"], fitted().losses(batch())["elbo"]), "the bound is the same"
+    assert "standard normal prior, that of ELBO" in plain.origin
+    assert "fitted to the encoded training images" in other.origin
+
+
+def test_samples_have_the_moments_of_a_fitted_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted()
+    monkeypatch.setattr(model, "decode", lambda z: z)
+    z = model.sample(torch.arange(40_000))
+    covariance = model.prior_factor @ model.prior_factor.T
+    torch.testing.assert_close(z.mean(0), model.prior_mean, atol=0.03, rtol=0)
+    torch.testing.assert_close(torch.cov(z.T), covariance, atol=0.05, rtol=0.02)
+    cold = model.sample(torch.arange(40_000), temperature=0.5)
+    torch.testing.assert_close(torch.cov(cold.T), covariance / 4, atol=0.02, rtol=0.02)
+    mu = torch.randn(5, 8)
+    torch.testing.assert_close(model.from_latent(model.whitened(mu)), mu, atol=1e-5, rtol=1e-5)
+    assert torch.equal(vae().whitened(mu), mu)
+
+
+def test_pictures_and_images_to_start_from_are_the_same_with_a_fitted_prior() -> None:
+    model, items = fitted(), batch(5)
+    model.activity[3] = 2.0
+    with torch.no_grad():
+        rows, mu = model.visuals(items), model.encode(items.image)[0]
+        space = model.latent_space()
+        torch.testing.assert_close(space.decode(space.encode(items.image)), model.reconstruct(items.image))
+        end = mu[0].clone()
+        end[3] = model.prior_mean[3] + 3 * (model.prior_factor @ model.prior_factor.T)[3, 3].sqrt()
+        torch.testing.assert_close(rows["traversal"][-1:], model.decode(end[None]))
+    torch.testing.assert_close(rows["interpolation"][0], rows["reconstruction"][0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(rows["interpolation"][-1], rows["reconstruction"][1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("most", [2048, 5])
+def test_a_checkpoint_alone_has_the_prior_of_its_training_images(
+    most: int, tmp_path: Path, compose: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ENCODED", most)
+    words = ["model=vae", "data=phantom", "data.subjects=[2,1,1]", "data.slices_per_subject=4", "data.size=32",
+             "data.batch_size=4", "data.preset=custom", "model.hidden_channels=8", "model.latent_dim=4", "samples=2",
+             "model.prior=fitted", "trainer=cpu", "trainer.max_epochs=2", "trainer.precision=32-true", "logger=csv",
+             "trainer.progress=false", "trainer.pictures=0", "features=[pixels]"]  # fmt: skip
+    run(compose(*words), tmp_path, words)
+    data = build(compose(*words), tmp_path / "again")[0]
+    data.prepare_data()
+    data.setup()
+    train = data.view("train")
+    chosen = [k * len(train) // min(most, len(train)) for k in range(min(most, len(train)))]
+    assert len(set(chosen)) == (8 if most == 2048 else 5)
+    for name in ("best.ckpt", "last.ckpt"):
+        model = load_model(tmp_path / name)
+        assert isinstance(model, VAE)
+        with torch.no_grad():
+            mean, factor = aggregate_normal(*model.encode(train.__getitems__(chosen).image))
+        torch.testing.assert_close(model.prior_mean, mean, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.prior_factor, factor, atol=1e-5, rtol=1e-4)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["generation"]["origin"] == model.origin
+    assert "not from the standard normal prior" in (tmp_path / "report.html").read_text()
+
+
+def test_numbers_that_are_not_finite_leave_the_prior_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fitted()
+    before = model.prior_factor.clone()
+    items = type("View", (), {"__len__": lambda _: 4, "__getitems__": lambda _, chosen: batch(len(chosen))})()
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), datamodule=SimpleNamespace(view=lambda split: items),
+                              precision_plugin=SimpleNamespace(forward_context=nullcontext))  # fmt: skip
+    monkeypatch.setattr(VAE, "trainer", trainer)
+    monkeypatch.setattr(model, "encode", lambda x: (torch.full((len(x), 8), torch.nan), torch.zeros(len(x), 8)))
+    model.on_validation_epoch_start()
+    assert torch.equal(model.prior_factor, before)
 
 
 def test_slerp_by_hand() -> None:

@@ -118,6 +118,25 @@ def bits_per_dim(elbo: Tensor, dimensions: int) -> Tensor:
     return -elbo.float() / (dimensions * math.log(2))
 
 
+def aggregate_normal(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal distribution nearest to the latent numbers of all images together, their aggregate posterior.
+
+    `m = mean_i mu_i; C = mean_i (mu_i - m)(mu_i - m)^T + diag(mean_i sigma_i^2) = L L^T`: the first two moments of the
+    mixture of all posteriors, which is the ex-post density of Ghosh et al. 2020 (arXiv:1903.12436, section 4)
+
+    Args:
+        mu: (N, n) means of the images' posteriors, finite.
+        logvar: (N, n) logarithms of their variances, finite.
+
+    Returns:
+        m, (n,), and L, (n, n), lower triangular with a positive diagonal; float32, computed in double precision.
+    """
+    means = mu.double()
+    mean = means.mean(0)
+    covariance = torch.cov(means.T, correction=0).view(len(mean), -1) + logvar.double().exp().mean(0).diag()
+    return mean.float(), torch.linalg.cholesky(covariance).float()
+
+
 def active_units(variance: Tensor, least: float = 0.01) -> Tensor:
     """Latent numbers that say something of the image: those whose posterior mean differs from image to image.
 

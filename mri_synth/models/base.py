@@ -209,6 +209,11 @@ class SynthModule(pl.LightningModule):
                             "method that has some, such as model=vqgan, vqvae, vae or dcgan")  # fmt: skip
         return Vectors(self)
 
+    @property
+    def origin(self) -> str:
+        """What samples are drawn from, for report and card, where a method has a choice; else ""."""
+        return ""
+
     def conditions(self) -> tuple[str, ...]:
         """Names of what samples can be conditioned on, in index order, by `condition`; empty without that argument."""
         return conditions.names(self.hparams.get("condition", "none"), self.spec)

@@ -160,10 +160,11 @@ class Encoded(Vectors):
     """The same of a method that also encodes images.
 
     Args:
-        model: has `encode(image)` that gives mean and log variance.
+        model: has `encode(image)` that gives mean and log variance, and `whitened(mean)`, of which `from_latent`
+            decodes that mean.
     """
 
     def encode(self, image: Tensor) -> Tensor:
         """The posterior's mean."""
-        posterior: tuple[Tensor, Tensor] = self.model.encode(image)  # type: ignore[operator]
-        return posterior[0].float()
+        z: Tensor = self.model.whitened(self.model.encode(image)[0])  # type: ignore[operator]
+        return z.float()

@@ -29,6 +29,8 @@ COLLAPSED = 0.05
 """Share of active latent numbers below which a trained posterior counts as collapsed."""
 _FASTER = 10.0
 """Learning rate of the scale over that of the networks: it must follow the error down, or the bound is off balance."""
+_ENCODED = 2048
+"""Training images at most that the prior is fitted to, spread evenly over all."""
 _EVALUATION, _FIXED = -1, 0
 """Epoch and seed of the noise of validation and test: an item has the same z whenever it is scored."""
 
@@ -51,6 +53,9 @@ class VAE(SynthModule):
         scale: standard deviation (mean absolute deviation with l1_ssim) of a pixel on [-1, 1], one for all.
         learn_scale: learn it (Rybkin et al. 2021); `scale` is where it starts.
         lambda_ssim: weight of 1 - SSIM beside nats per pixel; only with l1_ssim.
+        prior: what samples are drawn from: "standard" normal numbers, the prior of the bound; or "fitted", the normal
+            distribution of the encoded training images (Ghosh et al. 2020, arXiv:1903.12436), fitted at every
+            validation and kept in the checkpoint. Training, ELBO and bits/dim are the same with both.
         beta: weight of the divergence.
         kl_warmup: steps in which that weight rises from 0; at most a third of all.
         free_bits: nats of every latent number that cost the same whether they are used or not.
@@ -67,6 +72,8 @@ class VAE(SynthModule):
     activity: Tensor
     count: Tensor
     moments: Tensor
+    prior_mean: Tensor
+    prior_factor: Tensor
     monitor: ClassVar[tuple[str, str]] = ("val/elbo", "max")
     explained: ClassVar[dict[str, Any]] = {
         "gaussian_log_likelihood": terms.gaussian_log_likelihood, "active_units": terms.active_units,
@@ -75,8 +82,9 @@ class VAE(SynthModule):
     }  # fmt: skip
 
     protocols: ClassVar[dict[str, str]] = {
-        "elbo": "lower bound on log p(x) under the likelihood on 256 levels, nats per image, one z each: higher is "
-        "better; comparable between runs on the same data, size and likelihood",
+        "elbo": "lower bound on log p(x) under the standard normal prior, whatever samples are drawn from, and the "
+        "likelihood on 256 levels, nats per image, one z each: higher is better; comparable between runs on the same "
+        "data, size and likelihood",
         "bits_per_dim": "upper bound on -log2 p(x) per pixel: the bound above, in bits; not beside the exact bits of a "
         "PixelCNN",
         "active_units": "latent numbers whose posterior mean has a variance above 0.01 (Burda et al. 2016)",
@@ -95,6 +103,7 @@ class VAE(SynthModule):
         scale: PositiveFloat = 0.5,
         learn_scale: bool = True,
         lambda_ssim: NonNegative = 1.0,
+        prior: Literal["standard", "fitted"] = "standard",
         beta: NonNegative = 1.0,
         kl_warmup: Count = 0,
         free_bits: NonNegative = 0.0,
@@ -113,6 +122,9 @@ class VAE(SynthModule):
         self.kl_warmup = kl_warmup
         self.monitor = (f"val/{choose_by}", "max")  # type: ignore[misc]
         self.register_buffer("activity", torch.zeros(latent_dim))
+        if prior == "fitted":
+            self.register_buffer("prior_mean", torch.zeros(latent_dim))
+            self.register_buffer("prior_factor", torch.eye(latent_dim))
         self.register_buffer("count", torch.zeros(()), persistent=False)
         self.register_buffer("moments", torch.zeros(2, latent_dim), persistent=False)
 
@@ -209,12 +221,12 @@ class VAE(SynthModule):
         return self.decode(self.encode(image)[0])
 
     def sample(self, seeds: Tensor, label: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
-        """Decode draws from the prior; the pixel noise of the likelihood is not added.
+        """Decode draws from the prior, standard or fitted; the pixel noise of the likelihood is not added.
 
         Args:
             seeds: (n,) int64; one seed gives one image.
             label: not used: the method knows no classes.
-            temperature: standard deviation of the latent numbers; the prior's is 1.
+            temperature: standard deviation of the latent numbers over the prior's.
 
         Returns:
             (n, C, H, W) float32 in [-1, 1].
@@ -222,7 +234,7 @@ class VAE(SynthModule):
         return self.from_latent(self.latent(seeds), label, temperature=temperature)
 
     def latent(self, seeds: Tensor) -> Tensor:
-        """Draws from the prior.
+        """Standard normal numbers, which `from_latent` turns into draws from the prior.
 
         Args:
             seeds: (n,) int64.
@@ -233,7 +245,7 @@ class VAE(SynthModule):
         return normal(0, 0, seeds.to(self.log_scale.device), self.hparams["latent_dim"])
 
     def from_latent(self, z: Tensor, label: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
-        """Decode.
+        """Decode numbers that are standard normal where images are like those of the prior.
 
         Args:
             z: (n, latent_dim).
@@ -243,20 +255,73 @@ class VAE(SynthModule):
         Returns:
             (n, C, H, W) float32 in [-1, 1].
         """
-        return self.decode(temperature * z)
+        z = temperature * z
+        return self.decode(self.prior_mean + z @ self.prior_factor.T if self._fitted else z)
+
+    def whitened(self, mu: Tensor) -> Tensor:
+        """What `from_latent` makes latent numbers of: of a fitted prior `L^-1 (mu - m)`, else the numbers themselves.
+
+        Args:
+            mu: (n, latent_dim), such as posterior means.
+
+        Returns:
+            (n, latent_dim) float32.
+        """
+        if not self._fitted:
+            return mu
+        return torch.linalg.solve_triangular(self.prior_factor, (mu - self.prior_mean).T, upper=False).T
+
+    @property
+    def _fitted(self) -> bool:
+        return bool(self.hparams["prior"] == "fitted")
+
+    @property
+    def origin(self) -> str:
+        """Which prior samples are drawn from, and which one the bound is of."""
+        if not self._fitted:
+            return "Samples are drawn from the standard normal prior, that of ELBO and bits/dim."
+        return ("Samples are drawn from a normal distribution with full covariance that was fitted to the encoded "
+                "training images (Ghosh et al. 2020), not from the standard normal prior: ELBO and bits/dim are those "
+                "of the standard one, and say nothing of it.")  # fmt: skip
+
+    def on_validation_epoch_start(self) -> None:
+        """Fit the prior to training images as they are encoded now, so that checkpoint, pictures and scores have it.
+
+        Every process encodes the same images, so that all have the same prior, however many they are.
+        """
+        if not self._fitted or self.trainer.state.fn != "fit":
+            return
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        items = data.view("train")
+        count = min(len(items), _ENCODED)
+        chosen = [k * len(items) // count for k in range(count)]
+        with self.trainer.precision_plugin.forward_context():
+            codes = [self.encode(items.__getitems__(chosen[at : at + 64]).image.to(self.device))
+                     for at in range(0, count, 64)]  # fmt: skip
+        mu, logvar = (torch.cat(part).cpu() for part in zip(*codes, strict=True))
+        if torch.isfinite(mu).all() and torch.isfinite(logvar).all():
+            mean, factor = terms.aggregate_normal(mu, logvar)
+            self.prior_mean.copy_(mean)
+            self.prior_factor.copy_(factor)
 
     def latent_space(self) -> Encoded:
         """Latent numbers, which images can be encoded to."""
         return Encoded(self)
 
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
-        """Originals, reconstructions, samples; from item 0 to item 1; and item 0 along the most active number."""
+        """Originals, reconstructions, samples; from item 0 to item 1; and item 0 along the most active number.
+
+        That number goes three standard deviations of the prior to either side of the prior's mean.
+        """
         rows = super().visuals(batch)
         mu = self.encode(batch.image)[0]
         ways = torch.linspace(0, 1, len(mu), device=mu.device)
-        traversal = mu[:1].repeat(len(mu), 1)
-        traversal[:, self.activity.argmax()] = 6 * ways - 3
-        rows["interpolation"] = self.decode(slerp(mu[:1], mu[1:2] if len(mu) > 1 else mu[:1], ways[:, None]))
+        traversal, most = mu[:1].repeat(len(mu), 1), self.activity.argmax()
+        traversal[:, most] = 6 * ways - 3
+        if self._fitted:
+            traversal[:, most] = self.prior_mean[most] + self.prior_factor[most].norm() * traversal[:, most]
+        z = self.whitened(mu)
+        rows["interpolation"] = self.from_latent(slerp(z[:1], z[1:2] if len(z) > 1 else z[:1], ways[:, None]))
         rows["traversal"] = self.decode(traversal)
         return rows
 

@@ -159,7 +159,7 @@ def _generation(found: Mapping[str, Any]) -> str:
     fake, real = (found["ms_ssim"].get(k) or {} for k in ("fake", "real"))
     rows.append(["MS-SSIM between samples", _number(fake.get("mean")), "", _number(real.get("mean"))])
     head = (f"{found['samples']} samples against real images ({found['pool']}; n = {found['n']} on each side of FID), "
-            f"features {space['name']} (hash {space['hash']}).")  # fmt: skip
+            f"features {space['name']} (hash {space['hash']}). {found.get('origin', '')}").rstrip()  # fmt: skip
     protocol = "\n".join(f"- {name}: {text}" for name, text in found["protocol"].items())
     table = _table(["measure", "samples", "interval", "real against real"], rows)
     return f"{head}\n\n{table}\n\nProtocols:\n\n{protocol}"

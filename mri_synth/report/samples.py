@@ -31,6 +31,8 @@ def samples(run: Run) -> list[Html]:
     how = "".join(f", {name} {value}" for name, value in (found.get("options") or {}).items())
     parts = [_picture(run.folder / "pictures" / "samples.png", f"{found.get('samples')} samples were drawn in "
                       f"{html.duration(float(found.get('seconds') or 0))}{how}; the seeds are 0, 1, ...")]  # fmt: skip
+    if found.get("origin"):
+        parts.append(html.paragraph(found["origin"]))
     if found.get("missing"):
         parts.append(html.notice(found["missing"]))
     parts += _intensities(found.get("intensities"))
