@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 log = logging.getLogger(__name__)
 
 METRICS = ("test/elbo", "test/bits_per_dim", "test/active_units", "test/ssim", "generation/kid")
-COSTS = ("parameters", "seconds", "images_per_second")
+COSTS = ("parameters", "epochs", "seconds", "images_per_second")
 FAILED, ELSEWHERE = "failed.jsonl", "elsewhere.jsonl"
 _LOG_WIDTH = 200
 """Characters, where there is no terminal to say."""
@@ -225,9 +225,9 @@ def write_table(folder: Path, jobs: Sequence[Job], metrics: Sequence[str] = METR
     columns += [n for n in best if f"test/{n.rpartition('/')[2]}" not in columns]
     outputs.write_text(folder / "table.csv", _csv(jobs, swept, columns))
     done = [job for job in jobs if not job.error]
-    head = [*(swept or ["job"]), *columns, "parameters", "time", "images/s"]
+    head = [*(swept or ["job"]), *columns, "parameters", "epochs", "time", "images/s"]
     rows = [[*_swept(job, swept), *(_cell(job, n) for n in columns), html.number(job.results.get("parameters")),
-             html.duration(float(job.results.get("seconds") or 0)),
+             html.number(job.results.get("epochs")), html.duration(float(job.results.get("seconds") or 0)),
              html.number(job.results.get("images_per_second"), 1)] for job in done]  # fmt: skip
     failures = [f"job {j.name} ({' '.join(_swept(j, swept))}) failed: {j.error}" for j in jobs if j.error]
     remarks = [*disagreements(jobs), *failures]

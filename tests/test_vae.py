@@ -353,7 +353,7 @@ def job_folder(sweep: Path, name: str, words: list[str], **results: Any) -> None
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra/overrides.yaml").write_text("".join(f"- {w}\n" for w in words))
     content = {"status": "finished", "model": "vae", "data": "phantom", "simulated": True, "split_hash": "a",
-               "data_hash": "b", "protocol": {"ssim": "plain"}, "parameters": 1000, "seconds": 61.0,
+               "data_hash": "b", "protocol": {"ssim": "plain"}, "parameters": 1000, "epochs": 7, "seconds": 61.0,
                "images_per_second": 99.5, **results}  # fmt: skip
     (folder / "results.json").write_text(json.dumps(content))
 
@@ -378,9 +378,9 @@ def test_table_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> No
     write_table(sweep, jobs, METRICS)
     lines = (sweep / "table.csv").read_text().splitlines()
     assert lines[0] == ("job,model.architecture,test/elbo,test/ssim,test/ssim_low,test/ssim_high,generation/kid,"
-                        "generation/kid_low,generation/kid_high,parameters,seconds,images_per_second,split_hash,"
-                        "data_hash,error")  # fmt: skip
-    assert lines[1] == "0_plain,plain,-900.0,0.5,0.4,0.6,0.02,0.01,0.03,1000,61.0,99.5,a,b,"
+                        "generation/kid_low,generation/kid_high,parameters,epochs,seconds,images_per_second,"
+                        "split_hash,data_hash,error")  # fmt: skip
+    assert lines[1] == "0_plain,plain,-900.0,0.5,0.4,0.6,0.02,0.01,0.03,1000,7,61.0,99.5,a,b,"
     assert lines[2].startswith("2,residual,")
     assert lines[2].endswith(",no room")
     page = (sweep / "table.html").read_text()
