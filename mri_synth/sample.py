@@ -150,8 +150,8 @@ def label_index(model: SynthModule, label: str | None) -> int | None:
         return None
     known = model.conditions()
     if not known:
-        raise UserError(f"--label={label}: {type(model).__name__} was trained without labels; train one with "
-                        "model.condition=label")  # fmt: skip
+        way = "model.condition=label" if "condition" in model.hparams else "model=pixelcnn model.condition=label"
+        raise UserError(f"--label={label}: {type(model).__name__} was trained without labels; train one with {way}")
     if label not in known:
         near = difflib.get_close_matches(label, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""

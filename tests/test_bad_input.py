@@ -350,7 +350,9 @@ def test_checkpoints_that_do_not_fit(trained: Path, tiny: Any, tmp_path: Path, r
     whole = best.read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.ckpt").write_text("no checkpoint")
+    (tmp_path / "hello.ckpt").write_text("hello\n")  # unpickled, it looks up what is not there: a KeyError
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    torch.save([1], tmp_path / "list.ckpt")
     (tmp_path / "zero.ckpt").touch()
     changed(best, tmp_path / "old.ckpt", format=0, version="0.0.1")
     changed(best, tmp_path / "model.ckpt", target="mri_synth.models.vae.VAE")
@@ -358,8 +360,10 @@ def test_checkpoints_that_do_not_fit(trained: Path, tiny: Any, tmp_path: Path, r
     for name, message in (
         ("cut.ckpt", damaged),
         ("text.ckpt", damaged),
+        ("hello.ckpt", damaged),
         ("zero.ckpt", damaged),
         ("other.ckpt", r"a checkpoint, but not one of mri_synth; give one that"),
+        ("list.ckpt", r"a checkpoint, but not one of mri_synth; give one that"),
         ("old.ckpt", r"checkpoint format 0 of mri_synth 0\.0\.1; this is mri_synth .*, format \d+: use that version"),
     ):
         path = tmp_path / name

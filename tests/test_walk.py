@@ -171,7 +171,8 @@ def test_without_pyav_the_gif_is_written_and_the_way_out_named(ckpt, tmp_path, m
     ({"truncate": "0.5,x"}, "--truncate=0.5,x: allowed: numbers above 0 with commas between, such as 0.3,0.5,0.7,1"),
     ({"truncate": "0,1"}, "--truncate=0,1: allowed"),
     ({"truncate": ""}, "--truncate=: allowed"),
-    ({"walk": 4, "label": "lesion"}, "--label=lesion: VAE was trained without labels"),
+    ({"walk": 4, "label": "lesion"},
+     "VAE was trained without labels; train one with model=pixelcnn model.condition=label"),
     ({"walk": 4, "options": {"truncation": 0.5}}, "--truncation: VAE has no such option; it takes temperature"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named_before_anything_is_written(ckpt, tmp_path, arguments, message) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Of checkpoints; raised when an older one can no longer be read."""
+ONE = "give one that `python -m mri_synth.run` wrote"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -36,11 +37,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {what} checkpoint; give a file such as outputs/<run>/best.ckpt")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        about = content["mri_synth"]
     except Exception as error:
-        reason = "damaged or not a checkpoint of mri_synth" if not isinstance(error, KeyError) else (
-            "a checkpoint, but not one of mri_synth")  # fmt: skip
-        raise UserError(f"{path}: {reason}; give one that `python -m mri_synth.run` wrote") from error
+        raise UserError(f"{path}: damaged or not a checkpoint of mri_synth; {ONE}") from error
+    if not isinstance(content, dict) or "mri_synth" not in content:
+        raise UserError(f"{path}: a checkpoint, but not one of mri_synth; {ONE}")
+    about = content["mri_synth"]
     if about["format"] != FORMAT:
         raise UserError(f"{path}: checkpoint format {about['format']} of mri_synth {about['version']}; this is "
                         f"mri_synth {__version__}, format {FORMAT}: use that version")  # fmt: skip

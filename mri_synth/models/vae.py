@@ -269,7 +269,8 @@ class VAE(SynthModule):
         """
         if not self._fitted:
             return mu
-        return torch.linalg.solve_triangular(self.prior_factor, (mu - self.prior_mean).T, upper=False).T
+        z: Tensor = torch.linalg.solve_triangular(self.prior_factor, (mu - self.prior_mean).T, upper=False).T
+        return z
 
     @property
     def _fitted(self) -> bool:
