@@ -226,8 +226,9 @@ def write_table(folder: Path, jobs: Sequence[Job], metrics: Sequence[str] = METR
     outputs.write_text(folder / "table.csv", _csv(jobs, swept, columns))
     done = [job for job in jobs if not job.error]
     head = [*(swept or ["job"]), *columns, "parameters", "epochs", "time", "images/s"]
-    rows = [[*_swept(job, swept), *(_cell(job, n) for n in columns), html.number(job.results.get("parameters")),
-             html.number(job.results.get("epochs")), html.duration(float(job.results.get("seconds") or 0)),
+    rows = [[*map(_short, _swept(job, swept)), *(_cell(job, n) for n in columns),
+             html.number(job.results.get("parameters")), html.number(job.results.get("epochs")),
+             html.duration(float(job.results.get("seconds") or 0)),
              html.number(job.results.get("images_per_second"), 1)] for job in done]  # fmt: skip
     failures = [f"job {j.name} ({' '.join(_swept(j, swept))}) failed: {j.error}" for j in jobs if j.error]
     remarks = [*disagreements(jobs), *failures]
@@ -238,6 +239,14 @@ def write_table(folder: Path, jobs: Sequence[Job], metrics: Sequence[str] = METR
 
 def _swept(job: Job, swept: Sequence[str]) -> list[str]:
     return [job.overrides.get(k, "") for k in swept] if swept else [job.name]
+
+
+def _short(word: str) -> str:
+    """A number that a sweeper drew, in four digits; the rest of it is in table.csv."""
+    try:
+        return word if len(word) <= 8 else f"{float(word):.4g}"
+    except ValueError:
+        return word
 
 
 def _cell(job: Job, name: str) -> str:

@@ -294,14 +294,14 @@ def test_pictures_are_rows_of_equal_length_and_the_traversal_moves_one_number() 
         assert model.visuals(batch(1))["interpolation"].shape == (1, 1, 32, 32)
 
 
-def ended(model: VAE, monkeypatch: pytest.MonkeyPatch, step: int) -> dict[str, float]:
+def ended(model: VAE, monkeypatch: pytest.MonkeyPatch, step: int, total: int = 60) -> dict[str, float]:
     """The end of a validation epoch without a trainer; what it logs."""
     logged: dict[str, float] = {}
     strategy = SimpleNamespace(reduce=lambda t, reduce_op: t)
     trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), strategy=strategy, is_global_zero=True)
     monkeypatch.setattr(VAE, "trainer", trainer)
     monkeypatch.setattr(VAE, "global_step", step)
-    monkeypatch.setattr(VAE, "total_steps", 60)
+    monkeypatch.setattr(VAE, "total_steps", total)
     monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: float(value)}))
     model.val_scores.update(torch.zeros(12, 1, 32, 32), torch.ones(12, 1, 32, 32), torch.arange(12))
     model.on_validation_epoch_end()
@@ -328,6 +328,8 @@ def test_active_units_are_counted_over_batches_and_collapse_is_said_once(monkeyp
         model.losses(batch(len(part)))
     ended(model, monkeypatch, 5)
     assert not model.alarms, "still warming up"
+    ended(model, monkeypatch, 12, total=12)
+    assert not model.alarms, "a few steps, such as those of task=plan, teach nothing"
     ended(model, monkeypatch, 30)
     ended(model, monkeypatch, 40)
     assert len(model.alarms) == 1
@@ -388,6 +390,16 @@ def test_table_of_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> No
                  'href="0_plain/report.html"'):  # fmt: skip
         assert text in page
     assert "plain" in capsys.readouterr().out
+
+
+def test_numbers_that_a_sweeper_drew_are_short_on_the_page_and_whole_in_the_file(tmp_path: Path) -> None:
+    for number, drawn in enumerate(("0.0013284672458763", "0.0031221716211583")):
+        words = [f"model.lr={drawn}", f"model.architecture={'residual' if number else 'spatial_x'}"]
+        job_folder(tmp_path, f"{number}_a", words)
+    page = write_table(tmp_path, read_sweep(tmp_path)).read_text()
+    assert "<span>0.001328</span>" in page
+    assert "<span>spatial_x</span>" in page
+    assert "0.0031221716211583," in (tmp_path / "table.csv").read_text()
 
 
 def test_table_says_when_figures_do_not_compare(sweep: Path) -> None:

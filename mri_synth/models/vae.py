@@ -25,8 +25,8 @@ NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 Count = Annotated[int, Ge(0)]
 Decay = Annotated[float, Ge(0), Lt(1)]
-COLLAPSED = 0.05
-"""Share of active latent numbers below which a trained posterior counts as collapsed."""
+COLLAPSED, YOUNG = 0.05, 20
+"""Share of active latent numbers below which a posterior counts as collapsed, and steps before which none does."""
 _FASTER = 10.0
 """Learning rate of the scale over that of the networks: it must follow the error down, or the bound is off balance."""
 _ENCODED = 2048
@@ -330,7 +330,7 @@ class VAE(SynthModule):
         """Scores, active units, and the alarm of a collapsed posterior."""
         super().on_validation_epoch_end()
         active = self._log_active("val")
-        trained = self.global_step >= max(self.kl_warmup, self.total_steps // 3)
+        trained = self.global_step >= max(self.kl_warmup, self.total_steps // 3, YOUNG)
         if trained and active < COLLAPSED * len(self.activity):
             self.alarm(
                 f"posterior collapse: {active} of {len(self.activity)} latent numbers are active at step "
