@@ -98,6 +98,8 @@ def test_a_sampler_makes_the_images_of_its_seeds(released: Any) -> None:
         z = 3 * model.latent(torch.tensor([1]))
         near(made.from_latent(z), model.from_latent(z))
         near(made.reconstruct(pictures(4)), model.reconstruct(pictures(4)))
+        near(made.from_latent(0 * z), model.decode(model.prior_mean[None]))
+    assert "normal distribution with full covariance that was fitted" in (folder / "README.md").read_text()
 
 
 def test_a_translator_translates(released: Any) -> None:

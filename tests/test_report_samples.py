@@ -50,11 +50,13 @@ def text_of(run: Path) -> str:
 
 
 def test_figures_are_those_of_the_results(tmp_path: Path) -> None:
-    run = folder(tmp_path, {"samples": 48, "seconds": 75.0, "beside": []} | judged())
+    origin = "Drawn from a <fitted> prior."
+    run = folder(tmp_path, {"samples": 48, "seconds": 75.0, "beside": [], "origin": origin} | judged())
     picture(run, "samples")
     picture(run, "nearest", 0.5)
     text = text_of(run)
     assert "48 samples were drawn in 1 min 15 s" in text
+    assert origin in text
     for row in (
         "KID 0.0313 0.0282 to 0.0346 0.0012", "FID 61.25 – 24.50", "precision 0.7123 – 0.8321",
         "recall 0.4567 – 0.8234", "density 0.8912 – 1.0123", "coverage 0.6543 – 0.9432",

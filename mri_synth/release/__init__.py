@@ -159,7 +159,7 @@ def _about(
         "simulated": model.spec.simulated, "target": content["mri_synth"]["target"],
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()), "spec": _public(model.spec.to_dict()),
-        "conditions": list(model.conditions()), "hyper_parameters": _public(given),
+        "origin": model.origin, "conditions": list(model.conditions()), "hyper_parameters": _public(given),
         "operations": {o.name: o.about() for o in offered},
     }  # fmt: skip
 

@@ -77,7 +77,8 @@ def _how(about: Mapping[str, Any]) -> str:
     missing = "".join(f"\n\nNot here: {', '.join(names)}: {reason}." for reason, names in why.items())
     rebuilt = ("\n\nWith mri_synth, to go on training or for what has no graph: `mri_synth.release.model_of(\".\")`, "
                "from weights.safetensors and release.json.")  # fmt: skip
-    return text + "\n" * bool(text) + table + missing + rebuilt
+    origin = f"\n\n{about['origin']}" if about.get("origin") else ""
+    return text + "\n" * bool(text) + table + origin + missing + rebuilt
 
 
 def _data(about: Mapping[str, Any], run: Run, licence: str | None) -> str:
@@ -159,7 +160,7 @@ def _generation(found: Mapping[str, Any]) -> str:
     fake, real = (found["ms_ssim"].get(k) or {} for k in ("fake", "real"))
     rows.append(["MS-SSIM between samples", _number(fake.get("mean")), "", _number(real.get("mean"))])
     head = (f"{found['samples']} samples against real images ({found['pool']}; n = {found['n']} on each side of FID), "
-            f"features {space['name']} (hash {space['hash']}). {found.get('origin', '')}").rstrip()  # fmt: skip
+            f"features {space['name']} (hash {space['hash']}).")  # fmt: skip
     protocol = "\n".join(f"- {name}: {text}" for name, text in found["protocol"].items())
     table = _table(["measure", "samples", "interval", "real against real"], rows)
     return f"{head}\n\n{table}\n\nProtocols:\n\n{protocol}"
