@@ -294,7 +294,7 @@ def test_planted_collapse_and_inversion_stop_a_run_and_stand_in_its_report(
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["epochs"] == 4
     said = [w.partition(":")[0] for w in results["warnings"]]
-    assert said == ["contrast inversion", "posterior collapse", "mode collapse"]  # each once, those before it too
+    assert said == ["contrast inversion", "mode collapse", "posterior collapse"]  # each once, those before it too
     assert "contrast inversion" in (tmp_path / "report.html").read_text()
 
 
