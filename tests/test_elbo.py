@@ -56,6 +56,9 @@ def test_the_normal_of_all_posteriors_together_by_hand() -> None:
     assert mean.tolist() == [0, 2]
     # covariance [[1, 1], [1, 1]] of the means, 1 and 4 of the posteriors: [[2, 1], [1, 5]]
     assert factor.flatten().tolist() == pytest.approx([2**0.5, 0, 0.5**0.5, 4.5**0.5])
+    flat = aggregate_normal(1e3 * mu, torch.full((2, 2), -80.0))[1]  # points on a line
+    torch.testing.assert_close(flat @ flat.T, torch.full((2, 2), 1e6))
+    assert flat.diag().min() > 0
     unused = aggregate_normal(torch.zeros(1, 3), torch.zeros(1, 3))  # one image, and a posterior that is the prior
     assert torch.equal(unused[0], torch.zeros(3))
     assert torch.equal(unused[1], torch.eye(3))

@@ -13,6 +13,8 @@ from torch import Tensor
 
 LEVELS = 256
 """Level k of 0, ..., 255 is the intensity 2 k / 255 - 1; its bin reaches 1 / 255 to either side."""
+_FLAT = 1e-10
+"""Least variance in any direction, over the mean one."""
 _BEYOND = -1e4
 """In units of the scale: so far out that no probability is left there."""
 
@@ -134,6 +136,8 @@ def aggregate_normal(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
     means = mu.double()
     mean = means.mean(0)
     covariance = torch.cov(means.T, correction=0).view(len(mean), -1) + logvar.double().exp().mean(0).diag()
+    variances = covariance.diagonal()
+    variances += _FLAT * variances.mean()  # few images with posteriors like points span no volume
     return mean.float(), torch.linalg.cholesky(covariance).float()
 
 
