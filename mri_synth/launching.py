@@ -30,6 +30,9 @@ from mri_synth.errors import UserError
 log = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs")
+# of a trial that is only checked or planned Optuna's sweeper says that it failed, since it gives no metric
+_OPTUNA = logging.getLogger("hydra_plugins.hydra_optuna_sweeper._impl")
+_OPTUNA.addFilter(lambda said: "Got 'None'" not in said.getMessage())
 
 
 @dataclass
@@ -38,9 +41,11 @@ class Sweep:
 
     Attributes:
         failed: one entry per job that failed: its number and words, and why.
+        unmeasured: whether a job ended without a metric, as with task=check and plan: a search has no best one then.
     """
 
     failed: list[str] = field(default_factory=list)
+    unmeasured: bool = False
 
     def said(self) -> str:
         """The message of the jobs that failed."""
@@ -156,6 +161,7 @@ class Idempotent(Launcher):
     def _ended(self, number: int, words: list[str], job: JobReturn) -> JobReturn:
         """Note a job that failed, with its number and words."""
         if job.status != JobStatus.FAILED:
+            self.sweep.unmeasured |= job._return_value is None
             return job
         error = job._return_value  # the property would raise it
         kind = "" if type(error).__module__.startswith(("mri_synth", "hydra")) else f"{type(error).__name__}: "

@@ -50,8 +50,8 @@ def main() -> None:
             with launching.idempotent(sweep):
                 _hydra()
         except Exception as error:
-            if not sweep.failed:  # else it is theirs, or a search's that has no trial left
-                raise
+            if not sweep.failed and not (sweep.unmeasured and isinstance(error, ValueError)):
+                raise  # else it is theirs, or a search's that has no trial with a metric
             log.info("the sweep ended with: %s", error)
         if sweep.failed:
             _end(sweep.said(), 2)

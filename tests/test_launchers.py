@@ -133,6 +133,22 @@ def test_repeated_sweep_skips_what_is_finished_and_names_what_fails(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_search_can_be_checked(tmp_path: Path) -> None:
+    """It has no metric then, and so no best trial: no reason for a traceback. Mistakes end it as ever."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["experiment=vae_tuning", "task=check", "hydra.sweeper.n_trials=2"]
+    status, output = finish(start(*words, cwd=tmp_path))
+    assert status == 0, output
+    assert output.count("the configuration is right: model=vae data=phantom") == 2
+    assert "Traceback" not in output
+    assert "Failed experiment" not in output
+    status, output = finish(start(*words, "model.prior=other", cwd=tmp_path))
+    assert status == 2, output
+    assert "2 jobs of the sweep failed" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
 def test_killed_job_goes_on_when_the_sweep_is_repeated(tmp_path: Path) -> None:
     words = ["-m", *SMALL, "trainer.max_epochs=12", "trainer.checkpoint_every_steps=3", "seed=1,2"]
     process = start(*words, cwd=tmp_path)

@@ -227,6 +227,7 @@ def test_pictures_and_images_to_start_from_are_the_same_with_a_fitted_prior() ->
     torch.testing.assert_close(rows["interpolation"][-1], rows["reconstruction"][1], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2048, 5])
 def test_a_checkpoint_alone_has_the_prior_of_its_training_images(
     most: int, tmp_path: Path, compose: Any, monkeypatch: pytest.MonkeyPatch
