@@ -1,6 +1,7 @@
 """Anomaly maps of what reconstructs: the score of each pixel, and how well it finds the lesions of the test split.
 
-The score uses an image and its reconstruction and nothing else, so that a checkpoint alone makes the maps, of any file.
+The score uses an image and what the model says of it and nothing else, so that a checkpoint alone makes the maps, of
+any file: the model's own suspicion where it has one (`SynthModule.suspicion`), else the residual.
 """
 
 from __future__ import annotations
@@ -37,13 +38,24 @@ MEANING = (
     f"deviation of x_hat, both by Gaussians within the slice, sigma {SIGMA_MM:g} and {BUSY_MM:g} mm: higher is less "
     "like what the model was trained on, darker or brighter alike; 0 where there is no head"
 )
+SUSPICION_MM = 2.0
+"""Of the smoothing of a model's own suspicion, which knows of the surroundings already."""
+SUSPECTED = (
+    "G * p, p the model's own chance that a pixel is foreign, over the head or brain, G a Gaussian within the slice, "
+    f"sigma {SUSPICION_MM:g} mm: higher is less like what the model was trained on, darker or brighter alike; 0 where "
+    "there is no head"
+)
 BASELINES = {
     "bright pixel": "the image itself, smoothed like the residual, in place of the score",
     "dark pixel": "its negative",
     "training median": "the score with the median of the training images at each pixel in place of x_hat",
     "own median": "the score with the median of the image's own brain in place of x_hat",
 }
-PARTS = {"residual alone": "|G * (x - x_hat)|, the score without its divisor"}
+PARTS = {
+    "residual": MEANING,
+    "residual alone": "|G * (x - x_hat)|, the residual without its divisor",
+}
+"""Maps of the model that are not its score, beside it."""
 
 
 def smoothed(residual: Array, region: Array, spacing_mm: Sequence[float]) -> Array:
@@ -62,8 +74,29 @@ def smoothed(residual: Array, region: Array, spacing_mm: Sequence[float]) -> Arr
     return np.abs(_blur(residual * region, spacing_mm)) * region
 
 
+def meaning(model: SynthModule) -> str:
+    """What the anomaly score of a model is."""
+    return SUSPECTED if model.suspects() else MEANING
+
+
+def suspected(x: Array, p: Array, spacing_mm: Sequence[float], region: Array | None = None) -> Array:
+    """The anomaly score of models that have a suspicion of their own: `s = m G * (m p)`, G a Gaussian of SUSPICION_MM.
+
+    Args:
+        x: (N, H, W) in [-1, 1].
+        p: (N, H, W) in [0, 1], what the model suspects.
+        spacing_mm: (row, column) of the pixels.
+        region: (N, H, W) bool, m: where the head or brain is; None for `brain(x)`.
+
+    Returns:
+        (N, H, W) float32 in [0, 1], 0 outside the region.
+    """
+    region = brain(x) if region is None else region
+    return _blur(p * region, spacing_mm, SUSPICION_MM) * region
+
+
 def score(x: Array, x_hat: Array, spacing_mm: Sequence[float], region: Array | None = None) -> Array:
-    """The anomaly score: the smoothed residual, as a multiple of what is to be expected of so busy a place.
+    """The anomaly score by reconstruction: the smoothed residual, as a multiple of what so busy a place lets expect.
 
     `s = m |G * (m (x - x_hat))| / (FLOOR + sd)`, m the head or brain, `sd^2 = B * x_hat^2 - (B * x_hat)^2`, B a
     Gaussian of BUSY_MM
@@ -126,9 +159,11 @@ def anomaly_results(
     found: dict[str, dict[str, Detection]] = {}
     drawn: list[tuple[str, tuple[Array, Array, Array, Array]]] = []
     for at in _groups(subjects):
-        x, x_hat, mask = _through(model, items, at, batch_size)
+        x, x_hat, p, mask = _through(model, items, at, batch_size)
         region = brain(x)
-        maps = {"score": score(x, x_hat, spacing, region), "residual alone": smoothed(x - x_hat, region, spacing)}
+        residual = score(x, x_hat, spacing, region)
+        maps = {"score": residual} if p is None else {"score": suspected(x, p, spacing, region), "residual": residual}
+        maps["residual alone"] = smoothed(x - x_hat, region, spacing)
         maps |= baselines(x, region, None if median is None else median[items.contrast[at]], spacing)
         for name, values in maps.items():
             found.setdefault(name, {}).update(by_subject(values, mask, region, subjects[at].tolist()))
@@ -144,12 +179,12 @@ def anomaly_results(
     against = {name: values for name, values in found.items() if name in BASELINES}
     figures = summaries.pop("score") | {"anomaly_auroc_gain": gain(found["score"], against)}
     own = {f"test/{k}": v | {"n_slices": slices} for k, v in figures.items()}
-    own = {k: v | {"protocol": f"{v['protocol']}; score: {MEANING}"} for k, v in own.items()}
+    own = {k: v | {"protocol": f"{v['protocol']}; score: {meaning(model)}"} for k, v in own.items()}
     return {
         "metrics": {k: v["mean"] for k, v in own.items() if v["mean"] is not None},
         "details": own,
         "references": {f"{name}/{k}": v["mean"] for name, values in summaries.items() for k, v in values.items()},
-        "notes": {f"{name}/anomaly": text for name, text in (BASELINES | PARTS).items()},
+        "notes": {f"{name}/anomaly": text for name, text in (BASELINES | PARTS).items() if name in found},
     }
 
 
@@ -166,17 +201,20 @@ def _groups(subjects: NDArray[Any], most: int = 1000) -> Iterator[NDArray[np.int
 
 
 @torch.no_grad()
-def _through(model: SynthModule, items: Images, at: NDArray[np.intp], batch_size: int) -> tuple[Array, Array, Array]:
-    """Images, reconstructions and masks of some items of a view, (N, H, W) each."""
+def _through(
+    model: SynthModule, items: Images, at: NDArray[np.intp], batch_size: int
+) -> tuple[Array, Array, Array | None, Array]:
+    """Images, reconstructions, suspicion and masks of some items of a view, (N, H, W) each."""
     model.eval()
-    parts: list[tuple[Array, Array, Array]] = []
+    parts: list[tuple[Array, Array, Array, Array]] = []
     for start in range(0, len(at), batch_size):
         batch = items.__getitems__(at[start : start + batch_size].tolist())
         x_hat = model.reconstruct(batch.image.to(model.device)).float().clamp(-1, 1).cpu()
+        p = model.suspicion(batch.image.to(model.device)).cpu() if model.suspects() else x_hat
         mask = batch.mask if batch.mask is not None else torch.zeros_like(batch.image)
-        parts.append((batch.image[:, 0].numpy(), x_hat[:, 0].numpy(), mask[:, 0].numpy() > 0))
-    x, made, masks = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return x, made, masks
+        parts.append((batch.image[:, 0].numpy(), x_hat[:, 0].numpy(), p[:, 0].numpy(), mask[:, 0].numpy() > 0))
+    x, made, chances, masks = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return x, made, chances if model.suspects() else None, masks
 
 
 def baselines(x: Array, region: Array, median: Array | None, spacing_mm: Sequence[float]) -> dict[str, Array]:

@@ -7,7 +7,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from mri_synth.data.prepare import FOREGROUND
 from mri_synth.draws import normal, uniform
@@ -55,11 +55,13 @@ def coarse_noise(image: Tensor, strength: float, seed: int, step: int, index: Te
     return torch.where((image > FOREGROUND).any(1, keepdim=True), changed, image)
 
 
-def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Tensor) -> Tensor:
+def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
     """Images with ellipses that do not belong there, darker, brighter, or of one grey, sharp or blurred, faint or full.
 
-    `x' = x + m w (a (v - x))` or `clamp(x + m w d, -1, 1)`, m the foreground, w the ellipse with its edge,
-    a ~ U(0.2, 1), v ~ U(-1, 1), |d| ~ U(0.1, 1)
+    `x' = clamp(x + m w c, -1, 1)`, m the foreground, w the ellipse with its edge, c `d` for two structures in five,
+    `a (M + d - S x)` for two, `a (v - x)` for one; M the mean of x under m w, S x that of 3 x 3 pixels, of the
+    foreground alone, so that one grey keeps its noise; log |d| ~ U(log 0.1, 0), most of them faint, both signs alike;
+    a ~ U(0.5, 1), v ~ U(-1, 1)
 
     Structures blended into healthy images are those of foreign patch interpolation (Tan et al. 2020, arXiv:2011.04197,
     equation 1), there from other images; random shapes and contents those of DRAEM (Zavrtanik et al. 2021,
@@ -74,10 +76,12 @@ def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Te
         index: (B,) int64, of each item.
 
     Returns:
-        (B, C, H, W) float32 in [-1, 1].
+        (B, C, H, W) float32 in [-1, 1], and (B, 1, H, W) the largest w of each pixel, 0 to 1.
     """
     size, out = image.shape[-1], image.float()
+    share = torch.zeros_like(out[:, :1])
     inside = (image > FOREGROUND).any(1, keepdim=True)
+    near = avg_pool2d(inside.float(), 3, 1, 1).clamp(min=1 / 9)
     passed = inside.flatten(1).cumsum(1)  # number of foreground pixels up to each
     ticks = torch.arange(size, device=image.device)
     draws = uniform(seed + 3 * _STREAM, step, index.to(image.device), 9 * most).view(len(image), most, 9)
@@ -86,11 +90,18 @@ def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Te
         there, edge, opacity, value, added, *shape = draws[:, k, 1:, None, None, None].unbind(1)
         weight = _ellipse(ticks - (at // size)[:, None], ticks - (at % size)[:, None], edge, *shape)
         signed = 2 * value - 1
-        blended = out + weight * (0.2 + 0.8 * opacity) * (signed - out)
-        shifted = (out + weight * (signed.sign() * 0.1 + 0.9 * signed)).clamp(-1, 1)
+        shift, opaque = signed.sign() * 10 ** (signed.abs() - 1), 0.5 + 0.5 * opacity
+        one_grey = opaque * (_mean(out, weight * inside) + shift - avg_pool2d(out * inside, 3, 1, 1) / near)
+        change = torch.where(added < 0.4, shift, torch.where(added < 0.8, one_grey, opaque * (signed - out)))
         use = inside & (there < 0.8)
-        out = torch.where(use, torch.where(added < 0.4, shifted, blended), out)
-    return out
+        out = torch.where(use, (out + weight * change).clamp(-1, 1), out)
+        share = torch.where(use, weight, 0.0).maximum(share)
+    return out, share
+
+
+def _mean(image: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, 1, 1) mean of images by (B, 1, H, W) weights; 0 where these are."""
+    return (weight * image).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-3)
 
 
 def _ellipse(down: Tensor, right: Tensor, edge: Tensor, first: Tensor, second: Tensor, turn: Tensor) -> Tensor:

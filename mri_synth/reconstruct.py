@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from mri_synth.data.volume import Volume, check_target, from_slices, read, save_
 from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.metrics.scores import PROTOCOLS
-from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model
 from mri_synth.through import back, mean_scores, preparation, ready, sidecar_of, stem_of, unwindowed, warn, write_json
 
@@ -38,7 +38,7 @@ def reconstruct(
     the output a JSON of the same name tells how it was made. Parts outside the model's frame get its lowest intensity.
 
     With `residual` two maps are written beside it, float32 on the source's grid: OUTPUT_residual, the source less the
-    reconstruction before rounding, in source units; and OUTPUT_score, the anomaly score (`mri_synth.anomaly.score`).
+    reconstruction before rounding, in source units; and OUTPUT_score, the anomaly score (`mri_synth.anomaly`).
 
     Args:
         checkpoint: of a run whose model reconstructs.
@@ -76,16 +76,19 @@ def reconstruct(
     warn(model, source_ready)
     frame, images, intensity = source_ready.frame, source_ready.images, source_ready.intensity
     assert intensity is not None
-    made = _through(model.to(place).eval(), images, batch_size, place)
+    model.to(place).eval()
+    made = _through(model.reconstruct, images, batch_size, place).clip(-1, 1)
     array = intensity.invert(back(made, source_ready, how))
 
     name = type(model).__name__
     save_like(array, volume, output, f"synthetic: mri_synth {__version__}, {name}")
     written = {}
     for kind, path in maps.items():
-        values, meaning = (_residual if kind == "residual" else _score)(
-            volume, array, images, made, frame, how["plane"]
-        )
+        if kind == "residual":
+            values, meaning = _residual(volume, array, len(images), frame, how["plane"])
+        else:
+            suspicion = _through(model.suspicion, images, batch_size, place) if model.suspects() else None
+            values, meaning = _score(volume, images, made, suspicion, frame, how["plane"])
         save_like(values, unwindowed(volume), path, f"{kind}, derived: mri_synth {__version__}, {name}", "float32")
         written[path.name] = meaning
     scores = mean_scores(made, images, batch_size=batch_size)
@@ -110,15 +113,17 @@ def reconstruct(
 
 
 @torch.no_grad()
-def _through(model: SynthModule, images: Array, batch_size: int, device: torch.device) -> Array:
-    """(N, size, size) images in [-1, 1] through the model."""
+def _through(
+    says: Callable[[torch.Tensor], torch.Tensor], images: Array, batch_size: int, device: torch.device
+) -> Array:
+    """What a model says of (N, size, size) images in [-1, 1], in the same shape."""
     made = np.empty_like(images)
     for start in range(0, len(images), batch_size):
         x = torch.from_numpy(images[start : start + batch_size])[:, None]
-        x_hat = model.reconstruct(x.to(device)).float().clamp(-1, 1).cpu()
-        if x_hat.shape != x.shape:
-            raise UserError(f"{type(model).__name__} gave {tuple(x_hat.shape)} for {tuple(x.shape)}: not usable.")
-        made[start : start + len(x)] = x_hat[:, 0].numpy()
+        said = says(x.to(device)).float().cpu()
+        if said.shape != x.shape:
+            raise UserError(f"{says.__qualname__} gave {tuple(said.shape)} for {tuple(x.shape)}: not usable.")
+        made[start : start + len(x)] = said[:, 0].numpy()
     return made
 
 
@@ -144,16 +149,19 @@ def _maps(volume: Volume, output: Path) -> dict[str, Path]:
     return paths
 
 
-def _residual(
-    volume: Volume, array: Array, images: Array, made: Array, frame: Frame, plane: Plane
-) -> tuple[Array, str]:
-    shown = np.broadcast_to(frame.shown(), (len(images), *frame.source))
+def _residual(volume: Volume, array: Array, slices: int, frame: Frame, plane: Plane) -> tuple[Array, str]:
+    shown = np.broadcast_to(frame.shown(), (slices, *frame.source))
     values = np.where(from_slices(shown, volume, plane), volume.array - array, np.float32(0))
     return values, "source less reconstruction, in source units; 0 outside the model's frame"
 
 
-def _score(volume: Volume, array: Array, images: Array, made: Array, frame: Frame, plane: Plane) -> tuple[Array, str]:
-    from mri_synth.anomaly import MEANING, score
+def _score(
+    volume: Volume, images: Array, made: Array, suspicion: Array | None, frame: Frame, plane: Plane
+) -> tuple[Array, str]:
+    from mri_synth.anomaly import MEANING, SUSPECTED, score, suspected
 
-    values = from_slices(frame.invert(score(images, made, frame.spacing_mm), fill=0), volume, plane)
-    return values, f"anomaly score: {MEANING}"
+    if suspicion is None:
+        values, meaning = score(images, made, frame.spacing_mm), MEANING
+    else:
+        values, meaning = suspected(images, suspicion, frame.spacing_mm), SUSPECTED
+    return from_slices(frame.invert(values, fill=0), volume, plane), f"anomaly score: {meaning}"

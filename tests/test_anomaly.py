@@ -212,6 +212,41 @@ def test_black_model_is_the_bright_pixel_baseline(phantoms):
     assert found["references"]["dark pixel/anomaly_auroc"] == pytest.approx(1 - own, abs=1e-6)
 
 
+class Seer(Blank):
+    """Reconstructs black, and knows where the lesions are, but for one pixel in a hundred."""
+
+    def __init__(self, spec: DataSpec, masks: Tensor) -> None:
+        super().__init__(spec)
+        self.masks, self.at = masks, 0
+
+    def suspicion(self, image: Tensor) -> Tensor:
+        out = self.masks[self.at : self.at + len(image)]
+        self.at += len(image)
+        return torch.where(torch.arange(out.numel()).view(out.shape) % 100 == 0, 0.5, out)
+
+
+def test_a_models_own_suspicion_is_its_score(phantoms):
+    items = phantoms.view("test")
+    masks = (items.__getitems__(range(len(items))).mask > 0).float()
+    found = anomaly.anomaly_results(Seer(phantoms.spec, masks), phantoms)
+    assert found["metrics"]["test/anomaly_auroc"] > 0.97
+    assert "p the model's own chance" in found["details"]["test/anomaly_auroc"]["protocol"]
+    bright = found["references"]["bright pixel/anomaly_auroc"]
+    assert found["references"]["residual alone/anomaly_auroc"] == pytest.approx(bright, abs=1e-6)
+    assert found["notes"]["residual/anomaly"] == anomaly.MEANING
+
+
+def test_suspicion_stays_within_the_head_and_its_mass_is_kept():
+    p, x = np.zeros((1, 65, 65)), np.ones((1, 65, 65))
+    p[0, 32, 32] = 1
+    x[0, :, 42:] = -1
+    score = anomaly.suspected(x, p, (1.0, 1.0))
+    assert score.sum() == pytest.approx(1, abs=1e-3)
+    assert score.max() == pytest.approx(1 / (2 * np.pi * anomaly.SUSPICION_MM**2), rel=0.02)
+    assert anomaly.suspected(x, 1.0 - p, (1.0, 1.0))[0, :, 42:].max() == 0
+    assert 0.99 < anomaly.suspected(x, 1.0 - p, (1.0, 1.0)).max() <= 1
+
+
 def test_no_results_without_masks_or_reconstruction(phantoms):
     assert anomaly.anomaly_results(SynthModule(phantoms.spec), phantoms) == {}
     healthy = Phantom(**SMALL, lesions="none")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from mri_synth.config import check
+from mri_synth.corruption import foreign_structures
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.errors import ConfigError
 from mri_synth.models.dae import DAE
@@ -27,13 +30,25 @@ def test_before_training_nothing_is_taken_off():
 
 
 def test_left_is_zero_when_all_is_taken_off():
-    """A network that says exactly what was put in: `left` and loss are 0; one that says twice that leaves all again."""
+    """A network that says exactly what was put in and where: all is 0; one that says twice that leaves all again."""
     model, x = DAE(DataSpec(size=32)).eval(), batch()
     for factor, left in ((1, 0), (2, 1)):
-        model.network.forward = lambda seen, by=factor: by * (seen - x.image)
+        _, share = foreign_structures(x.image, 6, 0, -1, x.index)
+        odds = torch.where(share > 0.5, 50.0, -50.0)
+        model.network.forward = lambda seen, by=factor, odds=odds: torch.cat([by * (seen - x.image), odds], 1)
         losses = model.losses(x)
         assert losses["left"] == pytest.approx(left, abs=1e-6)
+        assert losses["where"] < 1e-12
         assert bool(losses["loss"] < 1e-12) is (left == 0)
+
+
+def test_suspicion_is_the_chance_that_something_is_there():
+    """Before training it is one half everywhere, and its cross-entropy log 2; the loss is both terms, weighed."""
+    model, x = DAE(DataSpec(size=32), lambda_where=0.3).eval(), batch()
+    assert torch.equal(model.suspicion(x.image), torch.full((4, 1, 32, 32), 0.5))
+    losses = model.losses(x)
+    assert losses["where"].item() == pytest.approx(math.log(2))
+    assert losses["loss"].item() == pytest.approx(losses["mse"].item() + 0.3 * math.log(2))
 
 
 def test_evaluation_is_the_same_every_time_and_training_is_not():
@@ -46,7 +61,7 @@ def test_evaluation_is_the_same_every_time_and_training_is_not():
 
 
 def test_the_mirror_image_is_reconstructed_alike():
-    """With `flip` the mirror image's reconstruction is the reconstruction's mirror image; without it is not."""
+    """With `flip` reconstruction and suspicion of the mirror image are mirrored; without they are not."""
     torch.manual_seed(0)
     x = batch().image + 0.1 * torch.rand(4, 1, 32, 32)
     for flip in (True, False):
@@ -54,8 +69,9 @@ def test_the_mirror_image_is_reconstructed_alike():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape))
-            same = torch.allclose(model.reconstruct(x.flip(-1)), model.reconstruct(x).flip(-1), atol=1e-5)
-        assert same is flip
+            says = (model.reconstruct, model.suspicion)
+            same = [torch.allclose(f(x.flip(-1)), f(x).flip(-1), atol=1e-5) for f in says]
+        assert same == [flip, flip]
 
 
 def test_unet_sees_far():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pytest
 import torch
 
 from mri_synth.losses import reconstruction, vq
 from mri_synth.losses.reconstruction import l1, mse, ssim_loss
+from mri_synth.losses.region import presence
 from mri_synth.losses.vq import commitment
 
 
@@ -47,6 +49,18 @@ def test_ssim_loss_gradient_equals_finite_differences_and_improves_the_image() -
     down[at] -= step
     slope = (ssim_loss(up, x.float()) - ssim_loss(down, x.float())).item() / (2 * step)
     assert image.grad[at].item() == pytest.approx(slope, rel=0.02)
+
+
+def test_presence_by_hand_and_least_at_the_true_chance() -> None:
+    """Odds of 3 to 1 that are right on one pixel and wrong on another; the third is outside. And an empty region."""
+    odds = torch.tensor([math.log(3), math.log(3), 50.0] * 2).reshape(2, 1, 1, 3)
+    there = torch.tensor([1.0, 0.0, 0.0] * 2).reshape(2, 1, 1, 3)
+    region = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0]).reshape(2, 1, 1, 3)
+    assert presence(odds, there, region).tolist() == pytest.approx([(math.log(4 / 3) + math.log(4)) / 2, 0.0])
+    guess = torch.full((1, 1, 1, 4), math.log(1 / 3), requires_grad=True)
+    presence(guess, torch.tensor([1.0, 0, 0, 0]).reshape(1, 1, 1, 4), torch.ones(1, 1, 1, 4)).sum().backward()
+    assert guess.grad is not None
+    assert guess.grad.sum().item() == pytest.approx(0, abs=1e-7)
 
 
 def test_commitment_pulls_z_and_not_the_codebook() -> None:

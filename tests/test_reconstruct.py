@@ -56,6 +56,14 @@ class Beyond(Identity):
         return super().reconstruct(image) * 3
 
 
+class Seer(Identity):
+    """Suspects the brighter half of the range."""
+
+    def suspicion(self, image: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return (image > 0).float()
+
+
 class White(Identity):
     """Gives the highest intensity everywhere."""
 
@@ -302,6 +310,18 @@ def test_residual_and_score_beside_the_reconstruction(tmp_path, model, codes, fi
     assert said["b_residual.nii.gz"] == "source less reconstruction, in source units; 0 outside the model's frame"
     assert "anomaly score: |G * (x - x_hat)|" in said["b_score.nii.gz"]
     assert not list(tmp_path.glob(".part*"))
+
+
+def test_a_models_own_suspicion_is_the_score(tmp_path, model):
+    """Where the model suspects nothing far and wide the score is 0, in the middle of what it suspects near 1."""
+    model(Seer)
+    source = head(tmp_path / "a.nii")
+    reconstruct(CHECKPOINT, source, tmp_path / "b.nii", residual=True)
+    values, score = (nib.load(tmp_path / n).get_fdata() for n in ("a.nii", "b_score.nii"))
+    assert 0 < score.max() <= 1
+    assert np.unravel_index(score.argmax(), score.shape) == np.unravel_index(values.argmax(), values.shape)
+    said = json.loads((tmp_path / "b.json").read_text())["maps"]
+    assert "p the model's own chance" in said["b_score.nii"]
 
 
 def test_maps_are_signed_and_empty_outside_the_frame(tmp_path, model):

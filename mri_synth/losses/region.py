@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, max_pool2d, pad
+from torch.nn.functional import binary_cross_entropy_with_logits, conv2d, max_pool2d, pad
 
 EPSILON = 1e-6
 """Of logarithms and roots: chances are kept this far from 0 and 1."""
@@ -124,6 +124,24 @@ def placement(chance: Tensor, mask: Tensor) -> Tensor:
     seen, free = -m * torch.log(p + EPSILON), -(1 - m) * torch.log(1 - p + EPSILON)
     each = (part.sum((1, 2, 3)) / of.sum((1, 2, 3)).clamp(min=1) for part, of in ((seen, m), (free, 1 - m)))
     return 0.5 * sum(each, torch.zeros((), device=p.device))
+
+
+def presence(log_odds: Tensor, there: Tensor, region: Tensor) -> Tensor:
+    """Cross-entropy of the chance that something is at a pixel, over a region; least where the chances are right.
+
+    `L = -sum_m (t log p + (1 - t) log(1 - p)) / sum m`, p the sigmoid of the log odds
+
+    Args:
+        log_odds: (B, 1, H, W), any real numbers.
+        there: (B, 1, H, W) t in {0, 1}.
+        region: (B, 1, H, W) m in {0, 1}.
+
+    Returns:
+        (B,) float32, at least 0; 0 where the region is empty.
+    """
+    weight = region.float()
+    each = binary_cross_entropy_with_logits(log_odds.float(), there.float(), weight, reduction="none")
+    return each.sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp(min=1)
 
 
 def _moments(image: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,25 @@ class SynthModule(pl.LightningModule):
         """
         raise UserError(f"{type(self).__name__} does not reconstruct images")
 
+    def suspicion(self, image: Tensor) -> Tensor:
+        """How likely each pixel is foreign to what was trained on; of methods that do not say it residuals do.
+
+        Args:
+            image: (B, C, H, W) in [-1, 1].
+
+        Returns:
+            (B, 1, H, W) float32 in [0, 1].
+
+        Raises:
+            UserError: the method has no suspicion of its own.
+        """
+        raise UserError(f"{type(self).__name__} has no suspicion of its own; see its residuals")
+
+    @classmethod
+    def suspects(cls) -> bool:
+        """Whether the method has a `suspicion` of its own."""
+        return cls.suspicion is not SynthModule.suspicion
+
     def translate(self, source: Tensor) -> Tensor:
         """Another contrast of the same slices. A method may take further options by keyword; the verb offers them.
 

@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from mri_synth.corruption import foreign_structures
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.data.prepare import FOREGROUND
 from mri_synth.losses.reconstruction import mse
+from mri_synth.losses.region import presence
 from mri_synth.models.base import SynthModule
 from mri_synth.models.schedule import WarmupCosine
 from mri_synth.networks.unet import FACTOR, UNet
@@ -25,16 +27,19 @@ _EVALUATION, _FIXED = -1, 0
 
 
 class DAE(SynthModule):
-    """Denoising autoencoder for anomaly maps: draws what lies under foreign structures. Minimises mse(x_hat, x).
+    """Denoising autoencoder for anomaly maps: draws what lies under foreign structures, and says where they are.
 
-    Trained on healthy images alone, into which structures were put that are not there; a U-Net says what was put in,
-    and the reconstruction is the image without it. Where nothing is foreign the image comes back as
-    it is, noise and all: SSIM says nothing about how good this model is, and it has no codes and no samples.
+    Minimises mse(x_hat, x) + lambda_where BCE(p, where). Trained on healthy images alone, into which structures were
+    put that are not there; a U-Net says what was put in, and how likely something is at each pixel (both as DRAEM of
+    Zavrtanik et al. 2021, arXiv:2108.07610, by one network). The reconstruction is the image without it. Where nothing
+    is foreign the image comes back as it is, noise and all: SSIM says nothing about how good this model is, and it has
+    no codes and no samples.
 
     Args:
         spec: what the data know of themselves.
         hidden_channels: of the U-Net at half the image's resolution; twice as many below.
         structures: foreign structures put into a training image, at most.
+        lambda_where: weight of the cross-entropy of where they are.
         flip: the reconstruction is the mean of those of the image and of its mirror image, where sides are alike.
         lr: learning rate of Adam.
         betas: decay rates of Adam's moments.
@@ -43,13 +48,14 @@ class DAE(SynthModule):
     """
 
     monitor: ClassVar[tuple[str, str]] = ("val/left", "min")
-    explained: ClassVar[dict[str, Any]] = {"mse": mse}
+    explained: ClassVar[dict[str, Any]] = {"mse": mse, "where": presence}
 
     def __init__(
         self,
         spec: DataSpec | dict[str, Any],
         hidden_channels: Annotated[int, Ge(8), MultipleOf(8)] = 32,
         structures: Annotated[int, Ge(1)] = 6,
+        lambda_where: NonNegative = 0.05,
         flip: bool = True,
         lr: PositiveFloat = 2e-3,
         betas: tuple[Decay, Decay] = (0.9, 0.99),
@@ -57,7 +63,7 @@ class DAE(SynthModule):
         lr_final: NonNegative = 0.02,
     ) -> None:
         super().__init__(spec)
-        self.network = UNet(self.spec.channels, self.spec.channels, self.spec.size, hidden_channels)
+        self.network = UNet(self.spec.channels, self.spec.channels + 1, self.spec.size, hidden_channels)
 
     @staticmethod
     def refuses(size: int) -> str:  # type: ignore[override]
@@ -83,14 +89,16 @@ class DAE(SynthModule):
         """
         x = batch.image
         seed, when = (self.seed, self.global_step) if self.training else (_FIXED, _EVALUATION)
-        seen = foreign_structures(x, self.hparams["structures"], seed, when, batch.index)
-        x_hat = seen - self.network(seen)
+        seen, share = foreign_structures(x, self.hparams["structures"], seed, when, batch.index)
+        found, odds = self._found(seen)
+        x_hat = seen - found
         put_in = (seen - x).square().sum().clamp(min=1e-6)
         left = (x_hat.detach() - x).square().sum() / put_in
         if not self.training:
             self._left = left, float(put_in)
-        error = mse(x_hat, x).mean()
-        return {"loss": error, "mse": error, "left": left}
+        inside = (x > FOREGROUND).any(1, keepdim=True)
+        error, place = mse(x_hat, x).mean(), presence(odds, share > 0.5, inside).mean()
+        return {"loss": error + self.hparams["lambda_where"] * place, "mse": error, "where": place, "left": left}
 
     def _log_losses(self, batch: Batch, split: str, but: Collection[str]) -> None:
         """A batch counts by what was put into its images, so that `left` is that of all whatever the batches are."""
@@ -101,15 +109,30 @@ class DAE(SynthModule):
 
     def reconstruct(self, image: Tensor) -> Tensor:
         """The image without what seems foreign to it."""
-        found: Tensor = self.network(image)
-        if self.hparams["flip"]:
-            found = (found + self.network(image.flip(-1)).flip(-1)) / 2
-        return (image - found).clamp(-1, 1)
+        return (image - self._seen_twice(image)[0]).clamp(-1, 1)
+
+    def suspicion(self, image: Tensor) -> Tensor:
+        """The chance that a foreign structure is there."""
+        return self._seen_twice(image)[1].sigmoid()
+
+    def _found(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """What seems foreign in an image, (B, C, H, W), and the log odds that something is, (B, 1, H, W)."""
+        out = self.network(image)
+        return out[:, :-1], out[:, -1:]
+
+    def _seen_twice(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, as the mean over the image and its mirror image where that is wanted."""
+        found = self._found(image)
+        if not self.hparams["flip"]:
+            return found
+        mirrored = self._found(image.flip(-1))
+        return (found[0] + mirrored[0].flip(-1)) / 2, (found[1] + mirrored[1].flip(-1)) / 2
 
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
-        """Originals, with foreign structures, and without them again."""
-        seen = foreign_structures(batch.image, self.hparams["structures"], _FIXED, _EVALUATION, batch.index)
-        rows = {"original": batch.image, "foreign structures put in": seen, "taken off": self.reconstruct(seen)}
+        """Originals, with foreign structures, without them again, and where they seem to be."""
+        seen, _ = foreign_structures(batch.image, self.hparams["structures"], _FIXED, _EVALUATION, batch.index)
+        rows = {"original": batch.image, "foreign structures put in": seen, "taken off": self.reconstruct(seen),
+                "chance that something is there": 2 * self.suspicion(seen) - 1}  # fmt: skip
         return {name: images[:, :1] for name, images in rows.items()}
 
     def configure_optimizers(self) -> Any:
