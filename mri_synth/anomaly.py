@@ -38,7 +38,7 @@ MEANING = (
     f"deviation of x_hat, both by Gaussians within the slice, sigma {SIGMA_MM:g} and {BUSY_MM:g} mm: higher is less "
     "like what the model was trained on, darker or brighter alike; 0 where there is no head"
 )
-SUSPICION_MM = 2.0
+SUSPICION_MM = 3.0
 """Of the smoothing of a model's own suspicion, which knows of the surroundings already."""
 SUSPECTED = (
     "G * p, p the model's own chance that a pixel is foreign, over the head or brain, G a Gaussian within the slice, "

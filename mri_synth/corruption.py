@@ -58,10 +58,9 @@ def coarse_noise(image: Tensor, strength: float, seed: int, step: int, index: Te
 def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
     """Images with ellipses that do not belong there, darker, brighter, or of one grey, sharp or blurred, faint or full.
 
-    `x' = clamp(x + m w c, -1, 1)`, m the foreground, w the ellipse with its edge, c `d` for two structures in five,
-    `a (M + d - S x)` for two, `a (v - x)` for one; M the mean of x under m w, S x that of 3 x 3 pixels, of the
-    foreground alone, so that one grey keeps its noise; log |d| ~ U(log 0.1, 0), most of them faint, both signs alike;
-    a ~ U(0.5, 1), v ~ U(-1, 1)
+    `x' = clamp(x + m w c, -1, 1)`, m the foreground, w the ellipse with its edge, c of two structures in five `d`, of the
+    others `a (M + d - S x)`; M the mean of x under m w, S x that of 3 x 3 pixels, of the foreground alone, so that one
+    grey keeps its noise; log |d| ~ U(log 0.1, 0), most of them faint, both signs alike; a ~ U(0.5, 1)
 
     Structures blended into healthy images are those of foreign patch interpolation (Tan et al. 2020, arXiv:2011.04197,
     equation 1), there from other images; random shapes and contents those of DRAEM (Zavrtanik et al. 2021,
@@ -90,11 +89,11 @@ def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Te
         there, edge, opacity, value, added, *shape = draws[:, k, 1:, None, None, None].unbind(1)
         weight = _ellipse(ticks - (at // size)[:, None], ticks - (at % size)[:, None], edge, *shape)
         signed = 2 * value - 1
-        shift, opaque = signed.sign() * 10 ** (signed.abs() - 1), 0.5 + 0.5 * opacity
-        one_grey = opaque * (_mean(out, weight * inside) + shift - avg_pool2d(out * inside, 3, 1, 1) / near)
-        change = torch.where(added < 0.4, shift, torch.where(added < 0.8, one_grey, opaque * (signed - out)))
+        shift = signed.sign() * 10 ** (signed.abs() - 1)
+        one_grey = _mean(out, weight * inside) + shift - avg_pool2d(out * inside, 3, 1, 1) / near
+        change = weight * torch.where(added < 0.4, shift, (0.5 + 0.5 * opacity) * one_grey)
         use = inside & (there < 0.8)
-        out = torch.where(use, (out + weight * change).clamp(-1, 1), out)
+        out = torch.where(use, (out + change).clamp(-1, 1), out)
         share = torch.where(use, weight, 0.0).maximum(share)
     return out, share
 
