@@ -58,9 +58,9 @@ def coarse_noise(image: Tensor, strength: float, seed: int, step: int, index: Te
 def foreign_structures(image: Tensor, most: int, seed: int, step: int, index: Tensor) -> tuple[Tensor, Tensor]:
     """Images with ellipses that do not belong there, darker, brighter, or of one grey, sharp or blurred, faint or full.
 
-    `x' = clamp(x + m w c, -1, 1)`, m the foreground, w the ellipse with its edge, c of two structures in five `d`, of the
-    others `a (M + d - S x)`; M the mean of x under m w, S x that of 3 x 3 pixels, of the foreground alone, so that one
-    grey keeps its noise; log |d| ~ U(log 0.1, 0), most of them faint, both signs alike; a ~ U(0.5, 1)
+    `x' = clamp(x + m w c, -1, 1)`, m the foreground, w the ellipse with its edge, c of two structures in five `d`, of
+    the others `a (M + d - S x)`; M the mean of x under m w, S x that of 3 x 3 pixels, of the foreground alone, so that
+    one grey keeps its noise; log |d| ~ U(log 0.1, 0), most of them faint, both signs alike; a ~ U(0.5, 1)
 
     Structures blended into healthy images are those of foreign patch interpolation (Tan et al. 2020, arXiv:2011.04197,
     equation 1), there from other images; random shapes and contents those of DRAEM (Zavrtanik et al. 2021,
