@@ -38,7 +38,7 @@ MONITORED = {
     "mri_clip": "zero_shot",
     "style_transfer": "style_left",
     "style_lbfgs": "style_left",
-    "dae": "left",
+    "dae": "where",
     "clip_guided": "similarity",
 }
 
@@ -110,7 +110,7 @@ def test_training_losses_are_those_of_one_process(case: str, result: Any, pair: 
                                      "mri_clip": ["contrast", "where"],
                                      "style_transfer": ["style", "content"],
                                      "style_lbfgs": ["style", "content"],
-                                     "dae": ["mse", "loss", "lr"],
+                                     "dae": ["mse", "where", "loss", "lr"],
                                      "clip_guided": ["distance"]}  # fmt: skip
     adversarial = ["d_loss", "g_loss", "lr_d", "lr_g"]
     sides = {

@@ -26,7 +26,7 @@ CASES = {
                      "model.steps=40", "model.every=10", "model.cutouts=4"], 4, "val/loss", "min"),
     "cyclegan": (["model.generator=unet", "model.width=16", "model.d_width=16", "model.d_layers=1", "model.lr_g=2e-3",
                   "model.lr_d=1e-3"], 10, "val/kid", "min"),
-    "dae": (["model.hidden_channels=16", "model.warmup_steps=10"], 16, "val/left", "min"),
+    "dae": (["model.hidden_channels=16", "model.warmup_steps=10"], 16, "val/where", "min"),
     "dcgan": (["model.channels_g=16", "model.channels_d=16", "model.latent_dim=16", "model.ema_decay=0.9"], 8,
               "val/kid", "min"),
     "encoder": (["model.width=8", "model.dim=64", "model.lr=2e-3"], 20, "val/top1", "max"),

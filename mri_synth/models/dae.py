@@ -47,7 +47,7 @@ class DAE(SynthModule):
         lr_final: the learning rate falls as a cosine to this share of `lr` at the end of training; 1: constant.
     """
 
-    monitor: ClassVar[tuple[str, str]] = ("val/left", "min")
+    monitor: ClassVar[tuple[str, str]] = ("val/where", "min")
     explained: ClassVar[dict[str, Any]] = {"mse": mse, "where": presence}
 
     def __init__(
