@@ -468,10 +468,20 @@ def test_wgan_has_its_penalties(compose: Any, tmp_path: Path) -> None:
 def test_a_training_that_ends_too_soon_says_so(compose: Any, tmp_path: Path) -> None:
     model, _ = train(compose, tmp_path, "trainer.max_epochs=1", "trainer.pictures=0")
     assert model.alarms == [
-        "the growth ends at 8x8, 20% faded in: it sees 0.032 kimg, and full size takes 0.128. Samples are enlarged. "
-        "Remedies, in this order: a larger trainer.max_epochs, a smaller model.steady_kimg and model.fade_kimg"
+        "the growth ends too soon: at 8x8, 20% faded in, after 0.032 kimg; full size takes 0.128. Samples are "
+        "enlarged. Remedies, in this order: a larger trainer.max_epochs or trainer.max_minutes, a smaller "
+        "model.steady_kimg and model.fade_kimg"
     ]
     assert not model.grown
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_too_soon_says_so(compose: Any, tmp_path: Path) -> None:
+    """As by a limit on time, of which the schedule knows nothing; and its last epoch is validated."""
+    model, rows = train(compose, tmp_path, "trainer.max_minutes=1e-6", "trainer.val_every_epochs=3")
+    assert len(rows) == 1
+    assert [said.partition(",")[0] for said in model.alarms] == ["the growth ends too soon: at 4x4"]
+    assert "val/ms_ssim" in (tmp_path / "metrics.csv").read_text()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
-from mri_synth.callbacks import loggers, sentinels
+from mri_synth.callbacks import loggers, sentinels, watches
 from mri_synth.callbacks.judging import Judging, Verdict
 from mri_synth.callbacks.sentinels import Alarms
 from mri_synth.callbacks.watches import (
@@ -106,6 +106,15 @@ def test_samples_that_are_alike_three_times_are_a_collapse() -> None:
 def test_what_is_no_collapse(verdicts, first) -> None:
     judging = Judging(1, 8)
     assert looked(ModeCollapse(judging), judging, verdicts, first).said == []
+
+
+@pytest.mark.parametrize("epoch, max_steps, time_used, share", [
+    (4, None, 0.0, 0.5), (4, 1000, 0.0, 0.5), (4, 200, 0.0, 0.5), (0, 200, 0.0, 0.5), (0, None, 0.7, 0.7),
+])  # fmt: skip
+def test_the_share_that_is_done_is_that_of_the_nearest_limit(epoch, max_steps, time_used, share) -> None:
+    model = Stand()
+    model.max_steps, model.time_used = max_steps, time_used
+    assert watches.progress(trainer(epoch, global_step=100), model) == pytest.approx(share)
 
 
 def test_a_method_that_grows_is_looked_at_once_it_has_grown() -> None:

@@ -80,7 +80,7 @@ class Unfaithful(Watch):
         pl_module.log("val/made_up", float(sums[OWN] / sums[ITEMS]))
         if sums[PAIRS]:
             pl_module.log("val/made_up_real", float(sums[REAL] / sums[PAIRS]))
-        if progress(trainer) >= 0.25:
+        if progress(trainer, pl_module) >= 0.25:
             self.judge(pl_module, sums, f"(epoch {trainer.current_epoch + 1})")
 
     def judge(self, model: SynthModule, sums: Tensor, when: str) -> None:

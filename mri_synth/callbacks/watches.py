@@ -92,7 +92,7 @@ class ModeCollapse(Watch):
         """Compare pairs of samples with pairs of real images."""
         verdict = self.judging.verdict
         assert isinstance(pl_module, SynthModule)
-        early = progress(trainer) < 0.25 or trainer.global_step < self.LEAST_STEPS or not pl_module.grown
+        early = progress(trainer, pl_module) < 0.25 or trainer.global_step < self.LEAST_STEPS or not pl_module.grown
         if early or verdict is None or verdict.ms_ssim is None or verdict.ms_ssim_real is None:
             return
         fake, real = verdict.ms_ssim, verdict.ms_ssim_real
@@ -219,15 +219,15 @@ def remedies(model: pl.LightningModule, keys: Sequence[str], *always: str) -> st
     return f"Remedies, in this order: {', '.join([*(REMEDIES[k] for k in keys if k in model.hparams), *always])}"
 
 
-def progress(trainer: pl.Trainer) -> float:
-    """Share of the training that is done, by epochs or by the limit on steps, whichever ends it.
+def progress(trainer: pl.Trainer, model: SynthModule) -> float:
+    """Share of the training that is done, by epochs or by the limits on steps and time, whichever ends it.
 
     Args:
         trainer: of the run.
+        model: that is trained.
 
     Returns:
         0 to 1.
     """
-    shares = [(trainer.current_epoch + 1) / trainer.max_epochs] if trainer.max_epochs else []
-    steps = getattr(trainer.lightning_module, "max_steps", None)
-    return max([*shares, trainer.global_step / steps] if steps else shares, default=1.0)
+    epochs = (trainer.current_epoch + 1) / trainer.max_epochs if trainer.max_epochs else 1.0
+    return max(epochs, trainer.global_step / model.max_steps if model.max_steps else 0.0, model.time_used)

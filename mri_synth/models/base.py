@@ -41,9 +41,10 @@ class SynthModule(pl.LightningModule):
         notes: name of a reference value to what it is, of those of `references`.
         no_graph: operation of a release to why it cannot be written as one graph of tensors.
         instead: what a checkpoint is good for of which nothing can be released.
-        fused: optimizers in one kernel; this and the next four are set by the trainer's settings.
+        fused: optimizers in one kernel; this and the next five are set by the trainer's settings.
         log_every_steps: steps between logged losses.
         max_steps: a limit on the steps, for schedules.
+        time_used: share of a limit on the time, 0 without one.
         gradient_clip: largest norm of the gradient, of methods that optimize by themselves.
         accumulate: batches per step, of the same.
         seed: of what training draws; the run's.
@@ -63,6 +64,7 @@ class SynthModule(pl.LightningModule):
         self.fused = False
         self.log_every_steps = 10
         self.max_steps: int | None = None
+        self.time_used = 0.0
         self.gradient_clip: float | None = None
         self.accumulate = 1
         self.seed = 0

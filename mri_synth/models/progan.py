@@ -144,11 +144,19 @@ class ProGAN(FromLatent, GANModule):
             return
         step = self.accumulate * data.batch_size * self.trainer.world_size
         images = self.seen + (self.total_steps - self.global_step) * step
-        end = self.growth.phase(images)
+        self._short(self.growth.phase(images), images)
+
+    def on_train_end(self) -> None:
+        """Says so if it ended before, as limits on time and sentinels can bring about."""
+        self._short(self.phase, self.seen)
+
+    def _short(self, end: Phase, images: int) -> None:
+        """An alarm where a phase, after so many images, is not the last one."""
         if end != self.growth.last:
-            self.alarm(f"the growth ends at {end}: it sees {images / 1000:g} kimg, and full size takes "
+            self.alarm(f"the growth ends too soon: at {end}, after {images / 1000:g} kimg; full size takes "
                        f"{self.growth.whole / 1000:g}. Samples are enlarged. Remedies, in this order: a larger "
-                       "trainer.max_epochs, a smaller model.steady_kimg and model.fade_kimg")  # fmt: skip
+                       "trainer.max_epochs or trainer.max_minutes, a smaller model.steady_kimg and "
+                       "model.fade_kimg")  # fmt: skip
 
     def updates(self, parts: list[Batch]) -> Iterator[list[Batch]]:
         """The updates that this resolution's minibatch makes of a step's images, each of them at its own fade."""
