@@ -41,6 +41,19 @@ def config_dir() -> Path:
     return next(p for p in (package / "conf", package.parent / "conf") if (p / "run.yaml").exists())
 
 
+def checkpoint_beside(path: Path) -> str:
+    """What to give in place of a checkpoint that is not there, for a message.
+
+    Args:
+        path: that was given.
+
+    Returns:
+        The run's last.ckpt where it has one, as without a value of the metric that chooses best.ckpt; else a pattern.
+    """
+    last = path.with_name("last.ckpt")
+    return f"{last}, which its run has" if last.is_file() else "outputs/<run>/best.ckpt"
+
+
 def choices(group: str) -> list[str]:
     """Names of a config group, such as the models.
 
@@ -97,7 +110,7 @@ def _root(values: Mapping[str, Any], every: Sequence[str]) -> list[str]:
         path = values.get(key)
         if isinstance(path, str) and path != "???" and not Path(path).is_file():
             what = f"a folder; did you mean {key}={Path(path) / 'best.ckpt'}?" if Path(path).is_dir() else (
-                "no such file; give a checkpoint such as outputs/<run>/best.ckpt")  # fmt: skip
+                f"no such file; give a checkpoint such as {checkpoint_beside(Path(path))}")  # fmt: skip
             problems.append(f"{key}={path}: {what}")
     judges = values["trainer"].get("judge_features") if isinstance(values.get("trainer"), dict) else None
     words = [("features", w, f"[{w}]") for w in values["features"]] if isinstance(values.get("features"), list) else []

@@ -369,6 +369,11 @@ def test_checkpoints_that_do_not_fit(trained: Path, tiny: Any, tmp_path: Path, r
         path = tmp_path / name
         refused(f"{name}: {message}", lambda: load_model(path))  # noqa: B023 (called at once)
         refused(f"{name}: {message}", lambda: run(tiny("task=test", f"ckpt={path}"), tmp_path / "run", []))  # noqa: B023
+    missing = trained / "run/none.ckpt"  # as best.ckpt of a run whose metric had no value, such as one cut short
+    refused(r"none\.ckpt: no such checkpoint; give a file such as .*last\.ckpt, which its run has",
+            lambda: load_model(missing))  # fmt: skip
+    refused(r"ckpt=.*none\.ckpt: no such file; give a checkpoint such as .*last\.ckpt, which its run has",
+            lambda: run(tiny("task=test", f"ckpt={missing}"), tmp_path / "run", []))  # fmt: skip
     for key in ("ckpt", "init_from"):
         words = [f"{key}={tmp_path / 'model.ckpt'}"] + (["task=test"] if key == "ckpt" else [])
         refused(rf"{key}=.*model\.ckpt: a checkpoint of mri_synth\.models\.vae\.VAE, the model here is .*; choose",

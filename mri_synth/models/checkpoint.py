@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mri_synth import __version__
+from mri_synth.config import checkpoint_beside
 from mri_synth.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         what = "a folder, not a" if path.is_dir() else "no such"
-        raise UserError(f"{path}: {what} checkpoint; give a file such as outputs/<run>/best.ckpt")
+        raise UserError(f"{path}: {what} checkpoint; give a file such as {checkpoint_beside(path)}")
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
