@@ -23,6 +23,7 @@ from mri_synth.losses.adversarial import logistic_discriminator, logistic_genera
 from mri_synth.models.dcgan import DCGAN
 from mri_synth.models.gan import GANModule
 from mri_synth.models.turns import frozen
+from mri_synth.networks.conditional import truncated
 from mri_synth.run import build, run
 from mri_synth.trainer import make_trainer
 
@@ -414,6 +415,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_on_either_side(
         fit(toy(), batches(4, 4, 4), tmp_path)
 
 
+def test_a_discriminator_that_wins_is_noticed_and_stops_the_training(tmp_path: Path) -> None:
+    """Real images are all ones, and the generator does not learn."""
+    data = [Batch(image=torch.ones_like(b.image), index=b.index) for b in batches(*[4] * 50)]
+    for lr_g, lost in ((1e-9, True), (0.02, False)):
+        model = toy(lr_g=lr_g)
+        trainer = fit(
+            model, data, tmp_path / str(lost), epochs=12, val=batches(4), sentinels="stop", log_every_steps=10
+        )
+        said = [text.partition(":")[0] for text in model.alarms]
+        assert said == ["discriminator saturation"] * lost
+        assert (trainer.global_step < 600) == lost
+
+
 # -- dcgan, on real loaders and checkpoints ------------------------------------------------------------------------
 
 SMALL = [
@@ -517,8 +531,9 @@ def small(**arguments: Any) -> DCGAN:
     return DCGAN(spec, **({"channels_g": 8, "channels_d": 8, "latent_dim": 8} | arguments))
 
 
-def test_samples_are_of_the_average_and_know_truncation() -> None:
-    model = small(pixel_noise=True, norm_g="none").eval()
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_samples_are_of_the_average_and_know_truncation(norm: Any) -> None:
+    model = small(pixel_noise=True, norm_g=norm).eval()
     seeds = torch.arange(4)
     with torch.no_grad():
         for weight in model.ema.parameters():
@@ -530,7 +545,26 @@ def test_samples_are_of_the_average_and_know_truncation() -> None:
         model.ema[0].dense.weight.mul_(2)
         assert not torch.equal(model.sample(seeds), first)
         spread = [model.sample(seeds, truncation=t).std(0).mean() for t in (1.0, 0.5, 1e-6)]
+        model.ema[0].scanner = None
+        assert torch.equal(model.sample(seeds, truncation=0), model.sample(seeds + 4, truncation=0))
     assert spread[0] > spread[1] > spread[2] > 0, "pixel noise is left as it is"
+
+
+def test_truncation_by_hand_goes_to_the_mean_of_a_label_at_the_length_of_all() -> None:
+    """Features (k, k) or (k, -k), k the label and one: their mean is (k, 0), and at their length k (sqrt 2, 0)."""
+
+    def begin(z: Tensor, label: Tensor | None) -> Tensor:
+        x = torch.stack([torch.ones(len(z)), z[:, 0].sign()], 1)
+        return x if label is None else x * (label[:, None] + 2)
+
+    z, label = torch.tensor([[0.5], [-0.5], [0.5]]), torch.tensor([2, -1, 2])
+    plain = truncated(begin(z, None), begin, 1, None, 0.25)
+    by_hand = 0.75 * 2**0.5 * torch.tensor([1.0, 0.0]) + 0.25 * begin(z, None)
+    torch.testing.assert_close(plain, by_hand, atol=0.1, rtol=0)  # 512 signs
+    mean = (plain - 0.25 * begin(z, None)) / 0.75
+    torch.testing.assert_close(mean.norm(dim=1), torch.full((3,), 2**0.5))
+    torch.testing.assert_close(truncated(begin(z, label), begin, 1, label, 0.25), plain * (label[:, None] + 2))
+    assert truncated(z, begin, 1, label, 1.0) is z
 
 
 @pytest.mark.parametrize(("condition", "names"), [("label", ("none", "lesion")), ("contrast", ("T1", "T2"))])

@@ -275,6 +275,15 @@ def test_vectors_of_seeds_are_what_samples_are_made_of_at_every_stage() -> None:
         assert torch.equal(made[[2, 5]], model.sample(seeds, truncation=0.7)[[2, 5]])
 
 
+def test_truncation_is_no_factor_on_a_latent_that_is_normed() -> None:
+    torch.manual_seed(0)
+    model = ProGAN(DataSpec(size=16), **SMALL).eval()
+    model.seen = 5000
+    spread = [model.sample(torch.arange(8), truncation=t).std(0).mean() for t in (1.0, 0.5, 0.0)]
+    assert spread[0] > 1.1 * spread[1] > 0
+    assert spread[2] < 1e-6
+
+
 def test_pictures_are_of_the_classes_of_their_items() -> None:
     model = ProGAN(DataSpec(size=8, classes=("none", "tumour")), **SMALL, condition="label").eval()
     model.seen = 5000

@@ -86,7 +86,7 @@ class DCGAN(FromLatent, GANModule):
         self.generator = Generator(
             channels, size, latent_dim, channels_g, most_channels, norm_g, classes, pixel_noise, leak_g)  # fmt: skip
         self.discriminator = Discriminator(channels, size, channels_d, most_channels, norm_d, spectral, classes)
-        self.draws, self.truncated = self.generator.draws, latent_dim
+        self.draws = self.generator.draws
         self.augment = DiffAugment(augment or [], augment_strength, augment_adaptive)
         formulas: dict[str, Any] = {"d_loss": adversarial.DISCRIMINATOR[gan_loss], "d_r1": adversarial.r1}
         self.explained = formulas | {"g_loss": adversarial.GENERATOR[gan_loss]}  # type: ignore[misc]
@@ -150,7 +150,7 @@ class DCGAN(FromLatent, GANModule):
         both = self.discriminator(torch.cat([real, fake]), None if label is None else label.repeat(2))
         return both[: len(real)], both[len(real) :]
 
-    def images(self, network: Any, z: Tensor, label: Tensor | None) -> Tensor:
+    def images(self, network: Any, z: Tensor, label: Tensor | None, truncation: float = 1.0) -> Tensor:
         """What a generator makes of latent numbers."""
-        out: Tensor = network(z, label)
+        out: Tensor = network(z, label, truncation)
         return out

@@ -24,19 +24,18 @@ class FromLatent(GANModule):
 
     Attributes:
         draws: standard normal numbers that the generator makes an image of.
-        truncated: how many of them `truncation` is a factor on: z, and not a noise of pixels.
     """
 
     draws: int
-    truncated: int
 
-    def images(self, network: Any, z: Tensor, label: Tensor | None) -> Tensor:
+    def images(self, network: Any, z: Tensor, label: Tensor | None, truncation: float = 1.0) -> Tensor:
         """What a generator makes of latent numbers, at the image's full size.
 
         Args:
             network: the generator, or its average.
             z: (n, draws).
             label: (n,) int64, -1 where unknown; None for unconditional methods.
+            truncation: as in `sample`.
 
         Returns:
             (n, C, H, W) float32.
@@ -60,7 +59,8 @@ class FromLatent(GANModule):
         Args:
             seeds: (n,) int64; one seed gives one image.
             label: (n,) int64, index into `conditions()`; -1 or None: any, each class as often as the others.
-            truncation: factor on z; below 1 images are more alike and nearer the typical one.
+            truncation: of `mri_synth.networks.conditional.truncated`; below 1 images are more alike and nearer the
+                typical one of their label. A noise of pixels is left as it is.
 
         Returns:
             (n, C, H, W) float32 in [-1, 1].
@@ -78,9 +78,9 @@ class FromLatent(GANModule):
 
     def from_latent(self, z: Tensor, label: Tensor | None = None, *, truncation: float = 1.0) -> Tensor:
         """Images of such vectors; label, truncation and errors as in `sample`."""
-        return self.images(self.averaged(), *self.opened(z, label, truncation)).clamp(-1, 1)
+        return self.images(self.averaged(), *self.opened(z, label), truncation).clamp(-1, 1)
 
-    def opened(self, z: Tensor, label: Tensor | None, truncation: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    def opened(self, z: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """What a generator is given for latent vectors: (n, draws) numbers, and (n,) labels of conditional methods."""
         classes = len(self.conditions())
         if label is not None and not classes:
@@ -88,4 +88,4 @@ class FromLatent(GANModule):
                             "none")  # fmt: skip
         if classes:
             label = some_label(None if label is None else label.to(z.device), z[:, self.draws], classes)
-        return torch.cat([truncation * z[:, : self.truncated], z[:, self.truncated : self.draws]], 1), label
+        return z[:, : self.draws], label

@@ -102,7 +102,7 @@ class ProGAN(FromLatent, GANModule):
         self.growth = Growth.of(stages(size), fade_kimg, steady_kimg, minibatch, lr_factor)
         self.generator = ProGenerator(latent_dim, channels, size, fmap_base, fmap_max, classes)
         self.discriminator = ProDiscriminator(channels, size, fmap_base, fmap_max, group, classes)
-        self.draws = self.truncated = latent_dim
+        self.draws = latent_dim
         self.augment = DiffAugment(augment or [], augment_strength, augment_adaptive)
         formulas = type(self).explained | {"d_loss": adversarial.DISCRIMINATOR[gan_loss]}
         self.explained = formulas | {"g_loss": adversarial.GENERATOR[gan_loss]}  # type: ignore[misc]
@@ -277,10 +277,10 @@ class ProGAN(FromLatent, GANModule):
 
     # -- samples -------------------------------------------------------------------------------------------------------
 
-    def images(self, network: Any, z: Tensor, label: Tensor | None) -> Tensor:
+    def images(self, network: Any, z: Tensor, label: Tensor | None, truncation: float = 1.0) -> Tensor:
         """What a generator makes of latent numbers by now; enlarged where it has not yet grown."""
         phase = self.phase
-        image: Tensor = network(z, phase.stage, phase.alpha, label)
+        image: Tensor = network(z, phase.stage, phase.alpha, label, truncation)
         return enlarged(image, self.spec.size // phase.resolution)
 
     def visuals(self, batch: Batch) -> dict[str, Tensor]:

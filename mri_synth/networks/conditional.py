@@ -6,8 +6,15 @@ the label beside the noise; Miyato and Koyama 2018, "cGANs with Projection Discr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from mri_synth.draws import normal
+
+_TYPICAL, _DRAWN = 1 << 37, 512
+"""Seed of the latents whose mean features are the typical image's, away from that of samples, and their number."""
 
 
 class LatentWithLabel(nn.Module):
@@ -47,6 +54,35 @@ class LatentWithLabel(nn.Module):
         if label is not None:
             mean = torch.where((label >= 0)[:, None], self.embedding(label.clamp(min=0)), mean)
         return torch.cat([z, mean.to(z.dtype)], 1)
+
+
+def truncated(
+    x: Tensor, begin: Callable[[Tensor, Tensor | None], Tensor], latent_dim: int, label: Tensor | None, share: float
+) -> Tensor:
+    """The truncation trick in a generator's first features: nearer to the mean of all, images are nearer to typical.
+
+    `x' = m + share (x - m)`, `m = E[x] |x| / |E[x]|` over latents (Karras et al. 2019, arXiv:1812.04948, appendix B,
+    whose w they stand for; at the length that features have, since norms follow). A factor on z would do nothing before
+    a norm, which takes it out again.
+
+    Args:
+        x: (B, ...) first features.
+        begin: latents (N, latent_dim) and labels to such features.
+        latent_dim: numbers of a latent.
+        label: (B,) int64, -1 where unknown; None without classes.
+        share: 1 leaves x as it is, at 0 all images of a label are one.
+
+    Returns:
+        Of the shape of x.
+    """
+    if share == 1:
+        return x
+    z = normal(_TYPICAL, 0, torch.arange(_DRAWN, device=x.device), latent_dim)
+    known, which = (None, None) if label is None else label.unique(return_inverse=True)
+    drawn = [begin(z, None if y is None else y.expand(_DRAWN)) for y in ([None] if known is None else known)]
+    means = [d.mean(0) * (d.square().mean() / d.mean(0).square().mean()).sqrt() for d in drawn]
+    mean = torch.stack(means)[which] if which is not None else means[0]
+    return mean + share * (x - mean)
 
 
 class ProjectionHead(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle
 from torch.nn.utils.parametrizations import spectral_norm
 
-from mri_synth.networks.conditional import LatentWithLabel, ProjectionHead
+from mri_synth.networks.conditional import LatentWithLabel, ProjectionHead, truncated
 
 Norm = Literal["batch", "group", "none"]
 _NOISE, _DEPTH = 0.08, 1.3
@@ -91,10 +91,16 @@ class Generator(nn.Module):
         with torch.no_grad():  # each pixel starts as its three neighbours do: no checkerboard (Aitken et al. 2017)
             self.image.weight.copy_(self.image.weight[::4].repeat_interleave(4, 0))
 
-    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+    def begin(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """The first features (B, C, 4, 4) of latents (B, latent_dim)."""
+        x = self.dense(self.latent(z, label)).view(len(z), 4, 4, -1).permute(0, 3, 1, 2)  # channels_last as it is
+        first: Tensor = self.layers[:2](x)
+        return first
+
+    def forward(self, z: Tensor, label: Tensor | None = None, truncation: float = 1.0) -> Tensor:
         """Images (B, out_channels, size, size) float32 in [-1, 1] of z (B, draws) and labels (B,), -1 where unknown."""
-        latent = self.latent(z[:, : self.latent_dim], label)
-        x = self.layers(self.dense(latent).view(len(z), 4, 4, -1).permute(0, 3, 1, 2))  # channels_last as it is
+        x = self.begin(z[:, : self.latent_dim], label)
+        x = self.layers[2:](truncated(x, self.begin, self.latent_dim, label, truncation))
         x = pixel_shuffle(self.image(x), 2).float().tanh()
         return x if self.scanner is None else self.scanner(x, z[:, self.latent_dim :].view(x.shape))
 

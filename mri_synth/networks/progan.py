@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mri_synth.networks.conditional import LatentWithLabel
+from mri_synth.networks.conditional import LatentWithLabel, truncated
 
 FIRST = 4
 """Side of the images of stage 0."""
@@ -178,6 +178,7 @@ class ProGenerator(nn.Module):
     def __init__(self, latent_dim: int, channels: int, size: int, base: int, most: int, classes: int = 0) -> None:
         super().__init__()
         width = widths(size, base, most)
+        self.latent_dim = latent_dim
         self.input = LatentWithLabel(latent_dim, classes)
         self.dense = EqualizedLinear(self.input.features, width[0] * FIRST**2, gain=_RELU / 4)
         self.first = EqualizedConv2d(width[0], width[0])
@@ -185,7 +186,13 @@ class ProGenerator(nn.Module):
         self.conv = nn.ModuleList(EqualizedConv2d(b, b) for b in width[1:])
         self.to_image = nn.ModuleList(EqualizedConv2d(w, channels, kernel=1, gain=1.0) for w in width)
 
-    def forward(self, z: Tensor, stage: int, alpha: float = 1.0, label: Tensor | None = None) -> Tensor:
+    def begin(self, z: Tensor, label: Tensor | None) -> Tensor:
+        """The first features (B, C, 4, 4) of latents (B, latent_dim)."""
+        return _normed(self.dense(pixel_norm(self.input(z, label))).unflatten(1, (-1, FIRST, FIRST)))
+
+    def forward(
+        self, z: Tensor, stage: int, alpha: float = 1.0, label: Tensor | None = None, truncation: float = 1.0
+    ) -> Tensor:
         """Images of a stage.
 
         Args:
@@ -193,11 +200,12 @@ class ProGenerator(nn.Module):
             stage: 0 is 4x4.
             alpha: how far the stage is faded in; at 0 the image is the enlarged one of the stage below.
             label: (B,) int64, -1 where unknown.
+            truncation: below 1, images are nearer to the typical one.
 
         Returns:
             (B, channels, side, side) float32, about [-1, 1].
         """
-        x = _normed(self.dense(pixel_norm(self.input(z, label))).unflatten(1, (-1, FIRST, FIRST)))
+        x = truncated(self.begin(z, label), self.begin, self.latent_dim, label, truncation)
         x = below = _normed(self.first(x))
         for up, conv in zip(self.up[:stage], self.conv[:stage], strict=True):
             below = x
