@@ -25,6 +25,7 @@ from mri_synth.metrics.kid import kernels, kid
 from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model
 from mri_synth.models.vae import VAE
+from mri_synth.report.explanations import UNEXPLAINED
 from mri_synth.run import run
 
 SMALL = ["logger=csv", "data.subjects=[4,3,2]", "data.size=32", "data.batch_size=8", "trainer.progress=false",
@@ -158,7 +159,9 @@ def test_the_best_checkpoint_is_that_of_the_least_kid(gan) -> None:
     assert best["epoch"] == epoch
     said = json.loads((folder / "results.json").read_text())["explanations"]["val/kid"]
     assert "20 samples against 30 validation images, in pixels (16 x 16 block means)" in said
-    assert "Here of 20 samples" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Here of 20 samples" in page
+    assert UNEXPLAINED not in page, "a curve without a sentence"
 
 
 def test_the_value_is_that_of_the_same_seeds_against_validation_images(gan, compose) -> None:
