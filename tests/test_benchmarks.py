@@ -31,6 +31,8 @@ KEYS = {
     "guided": {"speedup_vs_plain", "speedup_float32", "batch_share"},
     "imagined": {"classifier_accuracy", "T2_of_T2", "T2_of_others", "asked", "shuffled", "seconds_one"},
     "pixelcnn": {"speedup", "codes_per_s", "codes_equal", "floor_s", "share_of_floor", "training_images_per_s"},
+    "tumours": {f"{method}_{figure}" for method in ("dcgan", "progan")
+                for figure in ("kid", "kid_interval", "fid_ratio", "ms_ssim_fake_and_real")},
     "prompts": {"contrast_accuracy", "side_accuracy", "contrast_asked", "contrast_shuffled", "side_asked",
                 "lesion_asked", "lesion_of_none"},
 }  # fmt: skip
