@@ -154,6 +154,16 @@ def test_verdict_in_words() -> None:
     assert verdict({}) == "No test metric was recorded: the run has not been scored on its test split."
     alone = verdict({"metrics": {"test/mae": 0.02}})
     assert alone == "MAE on the test split is 0.0200. No ceiling or baseline was recorded beside it."
+    kid = {"value": 0.1567, "ci": [0.1515, 0.1624], "real_against_real": 0.0002}
+    judged = {"samples": 240, "kid": kid, "features": {"name": "inception"}}
+    gan = {"metrics": {"test/d_loss": 1.3}, "generation": judged}
+    assert verdict(gan) == (
+        "KID of 240 samples is 0.1567 (95 % confidence interval 0.1515 to 0.1624), in features of inception; of real "
+        "images against others of them it is 0.0002."
+    )
+    kid |= {"ci": None, "real_against_real": None}
+    assert verdict(gan) == "KID of 240 samples is 0.1567, in features of inception."
+    assert verdict(results() | {"generation": judged}) == said, "what test items have is said first"
 
 
 def test_a_reference_that_was_not_measured_has_no_note(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def _headline(run: Run, name: str, simulated: bool) -> Html:
 def verdict(results: Mapping[str, Any]) -> str:
     """The main result in one or two sentences: metric, interval, numbers of subjects and slices, references.
 
+    Of a method whose test items have no scores of their own, as a GAN's: how far its samples are from real images.
+
     Args:
         results: content of `results.json`.
 
@@ -110,6 +112,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         Plain text; says so when no test metric was recorded.
     """
     metrics, details = results.get("metrics") or {}, results.get("details") or {}
+    if not details and (found := report_samples.verdict(results)):
+        return found
     tested = [n for n in (MAIN, *details, *metrics) if n.startswith("test/") and metrics.get(n) is not None]
     if not tested:
         return "No test metric was recorded: the run has not been scored on its test split."

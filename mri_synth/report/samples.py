@@ -63,6 +63,27 @@ def figures(results: Mapping[str, Any]) -> dict[str, str]:
     return out
 
 
+def verdict(results: Mapping[str, Any]) -> str:
+    """How far samples are from real images, in a sentence.
+
+    Args:
+        results: of the run.
+
+    Returns:
+        Plain text; "" without a judgement.
+    """
+    found = results.get("generation") or {}
+    if not (kid := found.get("kid")):
+        return ""
+    text = f"KID of {found['samples']} samples is {html.number(kid['value'])}"
+    if ci := kid.get("ci"):
+        text += f" (95 % confidence interval {html.number(ci[0])} to {html.number(ci[1])})"
+    text += f", in features of {found['features']['name']}"
+    if (beside := kid.get("real_against_real")) is not None:
+        text += f"; of real images against others of them it is {html.number(beside)}"
+    return f"{text}."
+
+
 def first_stage(run: Run) -> list[Html]:
     """The run that made the first stage, where its folder still stands: result, last picture, link.
 
