@@ -78,7 +78,7 @@ def make_trainer(
         max_minutes: stop after this time, if that is earlier.
         gradient_clip: largest norm of the gradient.
         accumulate: batches per step.
-        val_every_epochs: epochs between validations.
+        val_every_epochs: epochs between validations; the last epoch has one too.
         patience: stop after this many validations without a better monitored metric.
         log_every_steps: steps between logged losses.
         checkpoint_every_steps: steps between two last.ckpt.
