@@ -2,8 +2,8 @@
 
 ROOT holds the slices of a published report, a folder per class (920 with a tumour, 300 without; axial, coronal and
 sagittal, of several contrasts and scanners). They name no patient, so blocks of 20 neighbours are split, and images
-that are there twice are dropped. 128 pixels, differentiable augmentation, minutes of training as `METHODS` says, by
-which `progan`'s stages are laid out: full size comes after three fifths of them on one thread.
+that are there twice are dropped. 128 pixels, differentiable augmentation, minutes of training as `METHODS` says, for
+which `progan`'s stages are laid out: full size comes at their end on one thread of a busy machine.
 
 `<method>_kid` with its interval is of 120 samples against all held-out images (val and test), and so what follows; none
 of it is promised. Beside: real against real, diversity, copies, time. Runs and sheets stay in `output=FOLDER`.
@@ -31,7 +31,15 @@ DATA = ["data=folder", "data.label=folder", "data.size=128", "data.fit=contain",
         "data.on_bad_file=skip", "data.augment.flip=0.5", "data.batch_size=32"]  # fmt: skip
 METHODS: dict[str, tuple[float, list[str]]] = {
     "dcgan": (13, ["model.channels_g=16", "model.channels_d=16", "model.most_channels=256"]),
-    "progan": (17, []),
+    "progan": (
+        17,
+        [
+            "model.fmap_base=512",
+            "model.fade_kimg=[0,1.92,2.88,3.84,3.84,5.12]",
+            "model.steady_kimg=[3.84,1.92,2.88,3.84,3.84]",
+            "trainer.judge_every=20",
+        ],
+    ),
 }
 """Minutes of training, and settings."""
 TRAINING = ["model.augment=[translation,cutout]", "trainer.max_epochs=2000", "trainer.val_every_epochs=20",
@@ -56,7 +64,7 @@ def measure(name: str, root: str, output: Path, words: list[str], quick: bool) -
         Main figures under `<name>_<figure>`, the rest under `<name>`.
     """
     minutes, settings = METHODS[name]
-    shared = [f"model={name}", *DATA, f"data.root={root}", *settings, *TRAINING, *(QUICK if quick else []), *words]
+    shared = [f"model={name}", *DATA, f"data.root={root}", *TRAINING, *settings, *(QUICK if quick else []), *words]
     features = ["features=[pixels]"] if quick else []
     fit = [*shared, f"trainer.max_minutes={minutes}", f"samples={8 if quick else 240}", *features]
     trained = _run(fit, output / name)
