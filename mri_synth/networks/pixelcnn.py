@@ -176,13 +176,16 @@ class GatedPixelCNN(nn.Module):
     def nll(
         self, codes: Tensor, condition: Tensor | None = None, noise: Tensor | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """Negative log-likelihood (B,) float32 in nats per code: `losses.code.nll` of `forward`, in less time.
+        """Negative log-likelihood: `losses.code.nll` of `forward`, in less time.
 
         Args:
             codes: as in `forward`, and so the next two.
             condition: the same.
             noise: the same.
             seen: (B, h, w) int64, what the network is shown in place of the codes before each; None: the codes.
+
+        Returns:
+            (B,) float32, nats per code.
         """
         features = self._features(codes if seen is None else seen, condition, noise)
         return linear_nll(features, self.logits.weight, self.logits.bias, codes)
