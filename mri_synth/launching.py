@@ -41,7 +41,7 @@ class Sweep:
 
     Attributes:
         failed: one entry per job that failed: its number and words, and why.
-        unmeasured: whether a job ended without a metric, as with task=check and plan: a search has no best one then.
+        unmeasured: whether a job was one of task=check or plan, without a metric: a search has no best one then.
     """
 
     failed: list[str] = field(default_factory=list)
@@ -161,7 +161,8 @@ class Idempotent(Launcher):
     def _ended(self, number: int, words: list[str], job: JobReturn) -> JobReturn:
         """Note a job that failed, with its number and words."""
         if job.status != JobStatus.FAILED:
-            self.sweep.unmeasured |= job._return_value is None
+            looked = job.cfg is not None and job.cfg.get("task") in ("check", "plan")
+            self.sweep.unmeasured |= looked and job._return_value is None
             return job
         error = job._return_value  # the property would raise it
         kind = "" if type(error).__module__.startswith(("mri_synth", "hydra")) else f"{type(error).__name__}: "

@@ -244,7 +244,7 @@ def _swept(job: Job, swept: Sequence[str]) -> list[str]:
 def _short(word: str) -> str:
     """A number that a sweeper drew, in four digits; the rest of it is in table.csv."""
     try:
-        return word if len(word) <= 8 else f"{float(word):.4g}"
+        return word if len(word) <= 8 or word.lstrip("+-").isdigit() else f"{float(word):.4g}"
     except ValueError:
         return word
 

@@ -78,7 +78,7 @@ def make_trainer(
         max_minutes: stop after this time, if that is earlier.
         gradient_clip: largest norm of the gradient.
         accumulate: batches per step.
-        val_every_epochs: epochs between validations; the last epoch has one too.
+        val_every_epochs: epochs between validations.
         patience: stop after this many validations without a better monitored metric.
         log_every_steps: steps between logged losses.
         checkpoint_every_steps: steps between two last.ckpt.
@@ -211,23 +211,17 @@ class Limits(pl.Callback):
         if self.steps is not None and trainer.global_step >= self.steps:
             trainer.should_stop = True
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last epoch is validated, whatever `val_every_epochs` is: what comes out is what was judged."""
-        if trainer.current_epoch + 1 == trainer.max_epochs:
-            trainer.check_val_every_n_epoch = 1
-
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:  # fmt: skip
         """Ask for the stop; the epoch's validation still runs."""
         assert isinstance(pl_module, SynthModule)
         share = 0.0 if self.minutes is None else (time.monotonic() - self.start) / (60 * self.minutes)
-        late = share > 1
         if self.minutes is not None and trainer.world_size > 1:  # clocks differ, and all must stop at one step
-            late = trainer.strategy.reduce_boolean_decision(late, all=False)
-        pl_module.time_used = share
+            latest: Any = trainer.strategy.reduce(torch.tensor(share, device=pl_module.device), reduce_op="max")
+            share = float(latest)
+        late, pl_module.time_used = share > 1, share
         if late or (self.steps is not None and trainer.global_step >= self.steps):
             trainer.should_stop = True
-            trainer.check_val_every_n_epoch = 1
 
 
 class Throughput(pl.Callback):

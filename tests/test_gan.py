@@ -147,12 +147,12 @@ def test_one_step_is_counted_per_batch_and_the_curves_count_these(tmp_path: Path
 
 
 @pytest.mark.parametrize("limit", [{}, {"max_steps": 4}, {"max_minutes": 1e-6}])
-def test_the_last_epoch_is_validated_wherever_a_limit_falls(limit: dict[str, Any], tmp_path: Path) -> None:
+def test_a_training_ends_where_a_limit_falls(limit: dict[str, Any], tmp_path: Path) -> None:
     model = toy()
-    trainer = fit(model, batches(4, 4), tmp_path, epochs=5, val=batches(4), val_every_epochs=3, **limit)
+    trainer = fit(model, batches(4, 4), tmp_path, epochs=5, val=batches(4), **limit)
     steps = {"max_steps": 4, "max_minutes": 1}.get(next(iter(limit), ""), 10)
     assert trainer.global_step == steps
-    assert [s for s, _ in rows(tmp_path, "val/g_loss")] == ([5, 9] if steps == 10 else [steps - 1])
+    assert [s for s, _ in rows(tmp_path, "val/g_loss")][-1] == steps - 1
     assert (model.time_used > 1) == ("max_minutes" in limit)
 
 

@@ -62,6 +62,7 @@ MADE = {
     "VAE": ["model=vae", "data=phantom"],
     "GAN": ["model=dcgan", "data=phantom", "data.size=64"],
     "PAIR": ["model=pix2pix", "data=phantom", "data.contrasts=[T1,T2]"],
+    "CODES": ["experiment=brain_codes"],
     "HEALTHY": ["experiment=dae_anomaly"],
     "WORDS": ["model=mri_clip", "data=phantom", "data.contrasts=[T1,T2,PD,FLAIR]"],
     "ASKED": [

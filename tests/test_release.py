@@ -24,6 +24,7 @@ from mri_synth.errors import UserError
 from mri_synth.metrics.scores import PROTOCOLS
 from mri_synth.models.checkpoint import FORMAT, load_model
 from mri_synth.models.cyclegan import CycleGAN
+from mri_synth.models.dae import DAE
 from mri_synth.models.dcgan import DCGAN
 from mri_synth.models.encoder import Encoder
 from mri_synth.models.progan import ProGAN
@@ -128,6 +129,7 @@ def test_a_reconstructor_reconstructs_and_any_batch_will_do(released: Any) -> No
         (lambda spec: CycleGAN(spec, generator="unet", width=4, d_width=4, d_layers=1),
          ["translate", "translate_to_T1"]),
         (lambda spec: StyleTransferGAN(spec, width=4, d_width=4, d_layers=1), ["reconstruct"]),
+        (lambda spec: DAE(DataSpec(size=32), hidden_channels=8), ["reconstruct", "suspicion"]),
     ],
 )  # fmt: skip
 def test_what_other_methods_offer(tmp_path: Path, make: Any, expected: list[str]) -> None:
@@ -144,6 +146,8 @@ def test_what_other_methods_offer(tmp_path: Path, make: Any, expected: list[str]
                 made.sample([1], "tumour")
         elif model.samples():
             near(made.sample([3, 4]), model.sample(torch.tensor([3, 4])))
+        if "suspicion" in expected:
+            near(made.run("suspicion", pictures(2)), model.suspicion(pictures(2)))
         if "translate_to_T1" in expected:
             near(made.translate(pictures(2), to="T1"), model.translate(pictures(2), to="T1"))
             with pytest.raises(

@@ -55,7 +55,7 @@ class DAE(SynthModule):
         spec: DataSpec | dict[str, Any],
         hidden_channels: Annotated[int, Ge(8), MultipleOf(8)] = 32,
         structures: Annotated[int, Ge(1)] = 6,
-        lambda_where: NonNegative = 0.05,
+        lambda_where: PositiveFloat = 0.05,
         flip: bool = True,
         lr: PositiveFloat = 2e-3,
         betas: tuple[Decay, Decay] = (0.9, 0.99),

@@ -184,7 +184,7 @@ class PixelCNN(SynthModule):
         drops, seen = self.network.draws, codes
         noise = None
         if self.training:
-            draws = drops + 1 + 2 * codes[0].numel()
+            draws = drops + 1 + (2 * codes[0].numel() if h["exchanged"] else 0)
             noise = uniform(self.seed, self.global_step, batch.index.to(self.device), draws)
             if condition is not None:
                 hidden = (noise[:, drops] < h["label_dropout"]).view(-1, *[1] * (condition.dim() - 1))

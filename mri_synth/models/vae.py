@@ -293,6 +293,8 @@ class VAE(SynthModule):
         if not self._fitted or self.trainer.state.fn != "fit":
             return
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is None:  # loaders alone
+            return
         items = data.view("train")
         count = min(len(items), _ENCODED)
         chosen = [k * len(items) // count for k in range(count)]

@@ -79,8 +79,11 @@ def truncated(
         return x
     z = normal(_TYPICAL, 0, torch.arange(_DRAWN, device=x.device), latent_dim)
     known, which = (None, None) if label is None else label.unique(return_inverse=True)
-    drawn = [begin(z, None if y is None else y.expand(_DRAWN)) for y in ([None] if known is None else known)]
-    means = [d.mean(0) * (d.square().mean() / d.mean(0).square().mean()).sqrt() for d in drawn]
+    means = []
+    for y in [None] if known is None else known:
+        drawn = begin(z, None if y is None else y.expand(_DRAWN))
+        mean = drawn.mean(0)
+        means.append(mean * (drawn.square().mean() / mean.square().mean()).sqrt())
     mean = torch.stack(means)[which] if which is not None else means[0]
     return mean + share * (x - mean)
 

@@ -93,7 +93,7 @@ def operations(model: SynthModule) -> list[Operation]:
 
     Returns:
         "latent" and "from_latent" of what samples by way of a latent vector, else "sample"; "translate", and
-        "translate_to_X" of what goes both ways; "reconstruct".
+        "translate_to_X" of what goes both ways; "reconstruct", and "suspicion" of what has one.
     """
     spec, found = model.spec, []
     image = (spec.channels, spec.size, spec.size)
@@ -121,6 +121,9 @@ def operations(model: SynthModule) -> list[Operation]:
     if model.reconstructs():
         x = Input(name="image", shape=image, dtype="float32", meaning=pixels)
         found.append(Operation(name="reconstruct", network=_Of(model, "reconstruct"), inputs=(x,), makes=pixels))
+        if model.suspects():
+            found.append(Operation(name="suspicion", network=_Of(model, "suspicion"), inputs=(x,),
+                                   makes="chance of each pixel, 0 to 1, that it is foreign"))  # fmt: skip
     return found
 
 
