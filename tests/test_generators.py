@@ -61,6 +61,19 @@ def test_conditional_patches_are_70_pixels_and_a_map_of_30_at_256() -> None:
         assert (seen.any(0).sum(), seen.any(1).sum()) == (70, 70)
 
 
+def test_local_sees_29_pixels_and_begins_with_the_first_source() -> None:
+    network = generator("local", 2, 1, 64, 4, "none")
+    x = image(64, 2, 1).requires_grad_()
+    network(x)[0, 0, 32, 32].backward()
+    for channel in range(2):
+        seen = x.grad[0, channel].abs() > 0
+        assert (seen.any(0).sum(), seen.any(1).sum()) == (29, 29)
+    for parameter in network.head.parameters():
+        nn.init.zeros_(parameter)
+    torch.testing.assert_close(network(x), torch.tanh(2 * x[:, :1]))
+    assert count(network) == 2 * 49 * 4 + 4 + 4 * 2 * (4 * 4 * 9 + 4) + 49 * 4 + 1
+
+
 @pytest.mark.parametrize("size, sides", [(64, [32, 16, 8, 4, 2, 1]), (48, [24, 12, 6, 3]), (8, [4, 2, 1])])
 def test_unet_goes_down_to_one_pixel_or_as_far_as_the_side_can_be_halved(size: int, sides: list[int]) -> None:
     network, seen = generator("unet", 1, 1, size, 4), []
@@ -156,7 +169,9 @@ def test_channel_dropout_by_hand() -> None:
     assert torch.equal(drop.eval()(x, torch.zeros(1, 4)), x)
 
 
-@pytest.mark.parametrize("kind, numbers", [("unet", 64 + 32), ("attention_unet", 32), ("resnet9", 9 * 32)])
+@pytest.mark.parametrize(
+    "kind, numbers", [("unet", 64 + 32), ("attention_unet", 32), ("resnet9", 9 * 32), ("local", 4 * 8)]
+)
 def test_dropout_is_of_the_numbers_given_and_of_nothing_else(kind: Any, numbers: int) -> None:
     """An image's dropout is its own, whatever else is in the batch; there is none in evaluation."""
     network, x = generator(kind, 2, 1, 32, 8, dropout=0.5), image()
@@ -209,7 +224,7 @@ def test_networks_are_one_graph_to_the_compiler(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind, size, near", [("unet", 36, 32), ("unet", 4, 8), ("attention_unet", 40, 32),
-                                              ("resnet9", 30, 32), ("resnet9", 4, 8)])  # fmt: skip
+                                              ("resnet9", 30, 32), ("resnet9", 4, 8), ("local", 4, 8)])  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused_with_one_that_does(kind: Any, size: int, near: int) -> None:
     assert f"not data.size={size}; try data.size={near}" in reason(kind, size)
     with pytest.raises(ValueError, match=rf"model.generator={kind} takes images .* not data.size={size}"):

@@ -213,7 +213,7 @@ def test_every_subset_is_scored_at_test(cls: Any, settings: Any) -> None:
     (["model=unet_l1", "data.size=36"], r"model=unet_l1 .*multiple of 8 from 8 on, not data.size=36; try data.size=32"),
     (["model=pix2pix", "data.size=16"], r"with model.d_layers=3 judges images of at least 24 pixels, and data.size=16"),
     (["model=pix2pix", "data.contrasts=[T1]"], r"model=pix2pix needs pairs"),
-    (["model=pix2pix", "model.generator=resnet6"], r"=resnet6: allowed: unet, attention_unet or resnet9"),
+    (["model=pix2pix", "model.generator=resnet6"], r"=resnet6: allowed: unet, attention_unet, resnet9 or local"),
     (["model=pix2pix", "model.gan_loss=wgan"], r"model.gan_loss=wgan: allowed: bce, logistic, lsgan or hinge"),
 ])  # fmt: skip
 def test_mistakes_are_found_before_anything_is_built(words: list[str], message: str, compose: Any) -> None:

@@ -44,7 +44,7 @@ class StyleTransferGAN(GANModule):
 
     Args:
         spec: what the data know of themselves.
-        generator: "unet" (down to one pixel), "attention_unet" or "resnet9", of both.
+        generator: "unet" (down to one pixel), "attention_unet", "resnet9" or "local", of both.
         width: channels of the generators' first layer.
         norm: of the generators.
         edge: sigma of the Gaussian that smooths the edges of a region, pixels; 0: a hard edge.

@@ -29,7 +29,7 @@ class UNetL1(SynthModule):
 
     Args:
         spec: what the data know of themselves; of the view of pairs.
-        generator: "unet" (down to one pixel), "attention_unet" or "resnet9".
+        generator: "unet" (down to one pixel), "attention_unet", "resnet9" or "local".
         width: channels of its first layer.
         norm: of its layers.
         dropout: share of channels dropped in training, where the published generators have dropout.

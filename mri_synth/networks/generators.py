@@ -8,11 +8,14 @@ from mri_synth.networks.layers import Norm, Translator
 from mri_synth.networks.resnet import ResNetGenerator
 from mri_synth.networks.unet_translate import TranslatingUNet
 
-Kind = Literal["unet", "attention_unet", "resnet9"]
-_DIVISOR = {"unet": 8, "attention_unet": 16, "resnet9": 4}
-_LEAST = {"unet": 8, "attention_unet": 16, "resnet9": 8}
+Kind = Literal["unet", "attention_unet", "resnet9", "local"]
+_DIVISOR = {"unet": 8, "attention_unet": 16, "resnet9": 4, "local": 1}
+_LEAST = {"unet": 8, "attention_unet": 16, "resnet9": 8, "local": 8}
 _ENCODER_BLOCKS = 4
 """Of the attention U-Net, by the seed of this method ("4 encoding units of convolution, leaky ReLU and norm")."""
+
+_LOCAL_BLOCKS = 4
+"""Of `local`, which sees 7 + 4 * 4 + 6 = 29 pixels across."""
 
 
 def generator(
@@ -22,7 +25,9 @@ def generator(
 
     Args:
         kind: "unet" (Isola et al. 2017) down to one pixel where the side is a power of 2; "attention_unet" (Oktay et
-            al. 2018) of four halvings; "resnet9" (Johnson et al. 2016, Zhu et al. 2017) of nine residual blocks.
+            al. 2018) of four halvings; "resnet9" (Johnson et al. 2016, Zhu et al. 2017) of nine residual blocks;
+            "local", our own, of four residual blocks at the full side: it changes what is there, and cannot move it or
+            draw what it remembers of other heads, as the others do where no pairs hold them to their source.
         sources: channels of the input.
         channels: of the output.
         size: image side, pixels.
@@ -40,6 +45,8 @@ def generator(
         raise ValueError(reason(kind, size))
     if kind == "resnet9":
         return ResNetGenerator(sources, channels, size, width, norm, dropout)
+    if kind == "local":
+        return ResNetGenerator(sources, channels, size, width, norm, dropout, _LOCAL_BLOCKS, 0)
     gates = kind == "attention_unet"
     return TranslatingUNet(sources, channels, size, width, norm, dropout, _ENCODER_BLOCKS if gates else None, gates)
 

@@ -121,10 +121,10 @@ class Head(nn.Module):
         super().__init__()
         self.convolution = convolution
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images float32 in [-1, 1]."""
+    def forward(self, x: Tensor, onto: Tensor | float = 0.0) -> Tensor:
+        """Images float32 in [-1, 1]; what is `onto` is added before the tanh."""
         with torch.autocast(x.device.type, enabled=False):
-            return torch.tanh(self.convolution(x.float()))
+            return torch.tanh(self.convolution(x.float()) + onto)
 
 
 class Translator(nn.Module):

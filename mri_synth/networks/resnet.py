@@ -13,33 +13,37 @@ class ResNetGenerator(Translator):
     Args:
         sources: channels of the input.
         channels: of the output.
-        size: image side, pixels; a multiple of 4 from 8 on.
-        width: channels at the full side; 4 times as many in the residual blocks.
+        size: image side, pixels; a multiple of 2^halvings from 8 on.
+        width: channels at the full side; 2^halvings times as many in the residual blocks.
         norm: of all layers but the last.
         dropout: share of channels dropped between the two convolutions of a residual block.
         blocks: residual ones; 6 were published for 128 pixels and 9 from 256 on.
+        halvings: of the side, before the residual blocks; 2 were published. Without any, an output depends on the
+            pixels about it alone, and the first source is added before the tanh: what is made begins as what is there.
     """
 
     def __init__(
         self, sources: int, channels: int, size: int, width: int = 64, norm: Norm = "instance", dropout: float = 0.0,
-        blocks: int = 9,
+        blocks: int = 9, halvings: int = 2,
     ) -> None:  # fmt: skip
         super().__init__()
-        if size % 4 or size < 8:
-            raise ValueError(f"size must be a multiple of 4 from 8 on, got {size}")
+        if size % (1 << halvings) or size < 8:
+            raise ValueError(f"size must be a multiple of {1 << halvings} from 8 on, got {size}")
         bias = biased(norm, size)
         first = nn.Conv2d(sources, width, 7, 1, 3, padding_mode="reflect", bias=bias)
         layers = [normed(first, norm, width, size, nn.ReLU())]
-        for k in (1, 2):
-            down = nn.Conv2d(k * width, 2 * k * width, 3, 2, 1, bias=bias)
-            layers.append(normed(down, norm, 2 * k * width, size >> k, nn.ReLU()))
+        for k in range(1, halvings + 1):
+            down = nn.Conv2d(width << k - 1, width << k, 3, 2, 1, bias=bias)
+            layers.append(normed(down, norm, width << k, size >> k, nn.ReLU()))
         self.down = nn.Sequential(*layers)
-        self.blocks = nn.ModuleList(ResidualBlock(4 * width, size // 4, norm, dropout) for _ in range(blocks))
+        deepest = width << halvings, size >> halvings
+        self.blocks = nn.ModuleList(ResidualBlock(*deepest, norm, dropout) for _ in range(blocks))
         layers = []
-        for k in (2, 1):
-            up = nn.ConvTranspose2d(2 * k * width, k * width, 3, 2, 1, 1, bias=bias)
-            layers.append(normed(up, norm, k * width, size // k, nn.ReLU()))
+        for k in range(halvings, 0, -1):
+            up = nn.ConvTranspose2d(width << k, width << k - 1, 3, 2, 1, 1, bias=bias)
+            layers.append(normed(up, norm, width << k - 1, size >> k - 1, nn.ReLU()))
         self.up = nn.Sequential(*layers)
+        self.halvings, self.channels = halvings, channels
         self.head = Head(nn.Conv2d(width, channels, 7, 1, 3, padding_mode="reflect"))
         self.start(norm)
 
@@ -53,10 +57,10 @@ class ResNetGenerator(Translator):
         Returns:
             (B, channels, H, W) float32 in [-1, 1].
         """
-        x = self.down(x)
+        image, x = x, self.down(x)
         for block, numbers in zip(self.blocks, self.split(noise), strict=True):
             x = block(x, numbers)
-        out: Tensor = self.head(self.up(x))
+        out: Tensor = self.head(self.up(x), 0.0 if self.halvings else 2 * image[:, : self.channels])
         return out
 
 
