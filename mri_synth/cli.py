@@ -191,6 +191,9 @@ def sample(
     noise: Annotated[
         bool | None, typer.Option(help="with the pixel noise of real images; the model's own choice without")
     ] = None,
+    first_stage: Annotated[
+        Path | None, typer.Option(help="of a prior: whose decoder draws, trained further by model.trained=decoder")
+    ] = None,
     format: Annotated[str, typer.Option(help="png, nifti or both")] = "png",
     batch_size: Annotated[int, typer.Option(help="images at a time")] = 16,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1")] = "auto",
@@ -209,7 +212,7 @@ def sample(
         if n is None:
             return
     typer.echo(work(checkpoint, 64 if n is None else n, output, seed=seed, label=label, options=options, format=format,
-                    batch_size=batch_size, device=device))  # fmt: skip
+                    batch_size=batch_size, device=device, first_stage=first_stage))  # fmt: skip
 
 
 @app.command()

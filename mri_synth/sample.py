@@ -26,6 +26,7 @@ from mri_synth.devices import device_of
 from mri_synth.errors import UserError
 from mri_synth.models.base import SynthModule
 from mri_synth.models.checkpoint import load_model
+from mri_synth.models.first_stage import redecode
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def sample(
     format: str = "png",
     batch_size: int = 16,
     device: str = "auto",
+    first_stage: Path | None = None,
 ) -> Path:
     """Draw images with the seeds seed, seed + 1, ..., and write them, one file each, with sheets of all.
 
@@ -64,6 +66,7 @@ def sample(
         format: "png" (16 bits, grey), "nifti" (float32 in [0, 1]), or "both".
         batch_size: images at once.
         device: "auto" (CUDA where there is some), "cpu", "cuda", ...
+        first_stage: of a prior over codes: checkpoint whose decoder draws them, trained further on the same codes.
 
     Returns:
         The folder.
@@ -81,7 +84,10 @@ def sample(
     if format not in ENDINGS:
         raise UserError(f"--format={format}: allowed: {', '.join(ENDINGS)}")
     place = device_of(device)
-    model = load_model(checkpoint).to(place)
+    model = load_model(checkpoint)
+    if first_stage is not None:
+        redecode(model, first_stage)
+    model = model.to(place)
     if not model.samples():
         raise UserError(f"{checkpoint}: its model, {type(model).__name__}, makes no new images; give a checkpoint of "
                         "one that does, such as model=pixelcnn or model=vae")  # fmt: skip
@@ -101,6 +107,8 @@ def sample(
         "model": f"{type(model).__module__}.{type(model).__name__}",
         "label": label, "options": chosen, "simulated": model.spec.simulated, "batch_size": batch_size,
     }  # fmt: skip
+    if first_stage is not None:
+        record["first_stage_sha256"] = hashlib.sha256(first_stage.read_bytes()).hexdigest()
     _same_settings(output, record)
     files = [[output / f"sample_{s:06d}.{e}" for e in ENDINGS[format]] for s in range(seed, seed + n)]
     with whole_file(output / RECORD) as part:
@@ -206,8 +214,8 @@ def _same_settings(output: Path, record: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path}: not readable; delete it, or give another folder") from None
-    keys = ("checkpoint_sha256", "label", "options")
-    if differ := [f"{k}: {before.get(k)} there, {record[k]} here" for k in keys if before.get(k) != record[k]]:
+    keys = ("checkpoint_sha256", "first_stage_sha256", "label", "options")
+    if differ := [f"{k}: {before.get(k)} there, {record.get(k)} here" for k in keys if before.get(k) != record.get(k)]:
         raise UserError(f"{output}: holds samples of other settings ({'; '.join(differ)}); give another folder")
 
 

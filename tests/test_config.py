@@ -19,7 +19,7 @@ from annotated_types import Ge, Gt, Le, Len
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from mri_synth import config
+from mri_synth import config, weights
 from mri_synth.allowed import allowed, fits, nearest, settings_of, show
 from mri_synth.errors import ConfigError, UserError
 from mri_synth.overrides import admit_unknown
@@ -67,7 +67,8 @@ def test_every_trainer_with_every_logger(trainer: str, logger: str, compose: Com
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment(experiment: str, compose: Compose) -> None:
+def test_every_experiment(experiment: str, compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "resolve", lambda name: Path(name))  # as where they are
     assert not offered(compose, f"experiment={experiment}", *stage(compose, f"experiment={experiment}"))
 
 

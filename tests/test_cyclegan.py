@@ -241,9 +241,17 @@ def test_pictures_show_both_directions_and_do_not_compare_strangers() -> None:
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     assert CycleGAN.needs() is Unpaired
-    assert CycleGAN.refuses("unet", 32, 3) == ""
-    assert "images of at least 24 pixels, and data.size=16; try model.d_layers=1" in CycleGAN.refuses("unet", 16, 3)
-    assert "model.generator=resnet9 takes images whose side is a multiple of 4" in CycleGAN.refuses("resnet9", 30, 2)
+    assert CycleGAN.refuses("unet", 32, 3, "patch") == ""
+    assert "images of at least 24 pixels, and data.size=16; try model.d_layers=1" in CycleGAN.refuses(
+        "unet", 16, 3, "patch"
+    )
+    assert CycleGAN.refuses("local", 16, 3, "projected") == ""
+    assert "at least 16 pixels, and data.size=8; try model.discriminator=patch" in CycleGAN.refuses(
+        "local", 8, 3, "projected"
+    )
+    assert "model.generator=resnet9 takes images whose side is a multiple of 4" in CycleGAN.refuses(
+        "resnet9", 30, 2, "patch"
+    )
 
 
 @pytest.mark.slow

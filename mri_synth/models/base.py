@@ -304,6 +304,18 @@ class SynthModule(pl.LightningModule):
         """
         return {}
 
+    def adopted(self, content: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights that a run takes from the checkpoint of another (`init_from`).
+
+        Args:
+            content: of the checkpoint.
+
+        Returns:
+            Name to tensor, for `load_state_dict`; by default all.
+        """
+        weights: dict[str, Tensor] = content["state_dict"]
+        return weights
+
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
         """What the callbacks draw, row by row; the method never draws.
 

@@ -95,10 +95,11 @@ def initialise_from(model: SynthModule, path: Path, key: str = "init_from") -> d
         raise UserError(f"{key}={path}: a checkpoint of {content['mri_synth']['target']}, the model here is {mine}; "
                         "choose model=NAME to match")  # fmt: skip
     try:
-        model.load_state_dict(content["state_dict"])
+        model.load_state_dict(model.adopted(content))
     except RuntimeError as error:
         there = content["hyper_parameters"]
-        other = {k: v for k, v in model.hparams.items() if k != "spec" and k in there and there[k] != v}
+        said = {k: v for k, v in model.hparams.items() if not isinstance(v, dict)}  # neither spec nor first stage
+        other = {k: v for k, v in said.items() if k in there and there[k] != v}
         if not other:
             raise UserError(f"{key}={path}: its weights do not fit: {str(error)[:300]}") from error
         what = "; ".join(f"model.{k}={there[k]} there, {v} here" for k, v in other.items())

@@ -18,7 +18,7 @@ from mri_synth.metrics.ssim import ssim
 from mri_synth.metrics.structure import unexplained
 from mri_synth.models.gan import GANModule
 from mri_synth.models.replay import ReplayPool
-from mri_synth.networks import generators, layers, patch
+from mri_synth.networks import generators, layers, patch, projected
 
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -35,13 +35,14 @@ class CycleGAN(GANModule):
 
     Args:
         spec: what the data know of themselves; of the unpaired view.
-        generator: "unet" (down to one pixel), "attention_unet" or "resnet9".
+        generator: "unet" (down to one pixel), "attention_unet", "resnet9" or "local".
         width: channels of the generators' first layer.
         norm: of the generators.
         dropout: share of channels dropped in training, where the published generators have dropout.
+        discriminator: "patch", on pixels; "projected", on what a frozen AlexNet sees.
         gan_loss: of the adversarial game.
-        d_width: channels of the discriminators' first layer.
-        d_layers: their layers of stride 2; with 3 a verdict is on 70 x 70 pixels.
+        d_width: channels of the discriminators' first layer, or of the projected ones' heads.
+        d_layers: of patches: their layers of stride 2; with 3 a verdict is on 70 x 70 pixels.
         d_norm: of their inner layers.
         lambda_cycle: weight of the cycle loss.
         lambda_identity: weight of the identity loss, as a share of `lambda_cycle`; 0: it is not computed.
@@ -65,6 +66,7 @@ class CycleGAN(GANModule):
         width: PositiveInt = 64,
         norm: layers.Norm = "instance",
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        discriminator: Literal["patch", "projected"] = "patch",
         gan_loss: Literal["lsgan", "bce", "logistic", "hinge"] = "lsgan",
         d_width: PositiveInt = 64,
         d_layers: PositiveInt = 3,
@@ -83,7 +85,12 @@ class CycleGAN(GANModule):
         self.g_ab, self.g_ba = (
             generators.generator(generator, channels, channels, size, width, norm, dropout) for _ in range(2)
         )
-        self.d_a, self.d_b = (patch.PatchDiscriminator(channels, d_width, d_layers, d_norm) for _ in range(2))
+        self.d_a, self.d_b = (
+            projected.ProjectedDiscriminator(d_width)
+            if discriminator == "projected"
+            else patch.PatchDiscriminator(channels, d_width, d_layers, d_norm)
+            for _ in range(2)
+        )
         self.pool_a, self.pool_b = (ReplayPool(pool_size, channels, size) for _ in range(2))
         formulas: dict[str, Any] = {"d_loss": DISCRIMINATOR[gan_loss], "g_adversarial": GENERATOR[gan_loss]}
         self.explained = type(self).explained | formulas | {"g_loss": self.generator_losses}  # type: ignore[misc]
@@ -95,23 +102,30 @@ class CycleGAN(GANModule):
         return Unpaired
 
     @staticmethod
-    def refuses(generator: generators.Kind, size: int, d_layers: int) -> str:  # type: ignore[override]
+    def refuses(  # type: ignore[override]
+        generator: generators.Kind, size: int, d_layers: int, discriminator: str
+    ) -> str:
         """Why images of a size do not fit the networks.
 
         Args:
             generator: name.
             size: image side, pixels.
             d_layers: of the discriminators.
+            discriminator: their kind.
 
         Returns:
             The reason with the way out; "" when they do.
         """
-        if size < (least := patch.least_size(d_layers)):
+        if discriminator == "projected" and (why := projected.too_small(size)):
+            return why
+        if discriminator == "patch" and size < (least := patch.least_size(d_layers)):
             return (
                 f"with model.d_layers={d_layers} judges images of at least {least} pixels, and data.size={size}; try "
                 "model.d_layers=1"
             )
         return generators.reason(generator, size)
+
+    problems = staticmethod(projected.problems)
 
     def generator_networks(self) -> list[nn.Module]:
         """From the first contrast to the second, and back."""

@@ -92,14 +92,65 @@ def frozen(given: str | dict[str, Any] | None, key: str = "first_stage") -> tupl
 
 
 def _refuse_another(path: Path, key: str, first: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Codes and words mean what they mean by the file's weights; under others a prior would sample nonsense."""
+    """Codes and words mean what they mean by the file's weights; under others a prior would sample nonsense.
+
+    What draws the images of codes may have learned since then (`model.trained=decoder` of vqgan): the file's does it.
+    """
     name_here, what = {"first_stage": ("first stage", "codes mean"), "guide": ("guide", "words mean")}[key]
-    for name, own in first.state_dict().items():
+    mine = first.state_dict()
+    means = _decides(first) if key == "first_stage" else tuple(mine)
+    for name in [k.removeprefix(prefix) for k in state if k.startswith(prefix)]:
+        if name not in mine and not name.startswith(means):
+            del state[prefix + name]
+    for name, own in mine.items():
         there = state.get(prefix + name)
-        if there is not None and not (there.shape == own.shape and torch.equal(there.to(own.device), own)):
+        if not name.startswith(means):
+            state[prefix + name] = own
+        elif there is not None and not (there.shape == own.shape and torch.equal(there.to(own.device), own)):
             raise UserError(f"model.{key}={path}: not the {name_here} that the checkpoint was trained with (or trained "
                             f"on since then), so its {what} nothing here. Give the file as it was then, or train a new "
                             "prior on this one")  # fmt: skip
+
+
+def _decides(first: Any) -> tuple[str, ...]:
+    """Beginnings of the names of the weights that make codes of images: of encoder and codebook in use."""
+    (prefix,) = [name for name, module in first.named_modules() if module is first.parts]
+    dot = prefix + "." * bool(prefix)
+    return (f"{dot}encoder.", f"{dot}quantizer.")
+
+
+def same_codes(parts: Any, others: Any) -> bool:
+    """Whether two autoencoders make the same codes of an image.
+
+    Args:
+        parts: with `encoder` and `quantizer`.
+        others: the same.
+
+    Returns:
+        True where the weights of both are equal.
+    """
+    pairs = ((parts.encoder.state_dict(), others.encoder.state_dict()),
+             (parts.quantizer.state_dict(), others.quantizer.state_dict()))  # fmt: skip
+    return all(a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a) for a, b in pairs)
+
+
+def redecode(prior: Any, path: Path) -> None:
+    """Let the decoder of another checkpoint draw a prior's codes, one that was trained further on the same codes.
+
+    Args:
+        prior: a model with a `first_stage`, changed in place.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: the prior has no first stage, or the codes of the other one are not its own.
+    """
+    if not hasattr(prior, "first_stage"):
+        raise UserError(f"--first-stage={path}: a {type(prior).__name__} has none; leave it out")
+    first: Any = load_model(path)
+    if not hasattr(first, "parts") or not same_codes(first.parts, prior.first_stage.parts):
+        raise UserError(f"--first-stage={path}: its codes are not those that the prior was trained on; give its own "
+                        "first stage, or what a run with model.trained=decoder made of it")  # fmt: skip
+    prior.first_stage = first.requires_grad_(False)
 
 
 def same_data(first: SynthModule, spec: DataSpec, path: str, key: str = "first_stage") -> None:

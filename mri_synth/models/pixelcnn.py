@@ -283,6 +283,34 @@ class PixelCNN(SynthModule):
             UserError: labels for a model without conditions or none for one that knows no other, a prompt that is not
                 understood, or top_k beyond the codebook.
         """
+        codes = self.sample_codes(seeds, label, temperature=temperature, top_k=top_k, prompt=prompt, guidance=guidance)
+        noisy = self.hparams["noise"] if noise is None else noise
+        first: Any = self.first_stage
+        with torch.autocast(self.device.type, enabled=False):
+            image: Tensor = first.draw(codes, seeds) if noisy else first.decode(codes)
+        return image
+
+    @torch.no_grad()
+    def sample_codes(
+        self, seeds: Tensor, label: Tensor | None = None, *, temperature: float | None = None,
+        top_k: int | None = None, prompt: str | Sequence[str] | None = None, guidance: float | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Codes drawn one after the other.
+
+        Args:
+            seeds: as of `sample`, and so the others.
+            label: the same.
+            temperature: the same.
+            top_k: the same.
+            prompt: the same.
+            guidance: the same.
+
+        Returns:
+            (n, h, w) int64 in [0, codebook_size).
+
+        Raises:
+            UserError: as `sample`.
+        """
         if label is not None and not self.conditions():
             condition = self.hparams["condition"]
             raise UserError(f"this PixelCNN was trained without labels (model.condition={condition}): ask for none")
@@ -303,20 +331,16 @@ class PixelCNN(SynthModule):
         if guidance is not None and guidance != 1 and (asked is None or not h["label_dropout"]):
             why = "nothing is asked for" if asked is None else "this PixelCNN was trained with model.label_dropout=0"
             raise UserError(f"--guidance={guidance} goes from any sample to what is asked for, and {why}; leave it out")
-        noisy = h["noise"] if noise is None else noise
         u = uniform(0, 0, seeds.to(device), self.grid[0] * self.grid[1])
         with torch.autocast(device.type, enabled=False):
-            codes = sample_codes(
+            codes: Tensor = sample_codes(
                 self.network, u, self.grid, asked,
                 temperature=h["temperature"] if temperature is None else temperature,
                 top_k=h["top_k"] if top_k is None else top_k,
                 guidance=1.0 if asked is None else further,
                 dtype=torch.float64,  # in float32 one code in a million depends on what else is in the batch
             )  # fmt: skip
-            image: Tensor = (
-                self.first_stage.draw(codes, seeds) if noisy else self.first_stage.decode(codes)  # type: ignore[operator]
-            )
-        return image
+        return codes
 
     def visuals(self, batch: Batch) -> dict[str, Tensor]:
         """Originals, what the first stage makes of them (no sample can be sharper), and samples."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -9,6 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
 from mri_synth.data.batch import Batch, DataSpec
+from mri_synth.draws import uniform
+from mri_synth.errors import UserError
 from mri_synth.losses import perceptual as look
 from mri_synth.losses.adaptive import adaptive_weight, balanced
 from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR, r1
@@ -18,12 +22,18 @@ from mri_synth.losses.reconstruction import l1, mse, ssim_loss
 from mri_synth.losses.vq import commitment
 from mri_synth.metrics.lpips import lpips
 from mri_synth.models import codebook
+from mri_synth.models.checkpoint import load_model
 from mri_synth.models.codebook import WithCodes
+from mri_synth.models.first_stage import same_codes
 from mri_synth.models.gan import GANModule
-from mri_synth.networks import patch, vq
+from mri_synth.networks import patch, projected, vq
 from mri_synth.networks.autoencoder import Decoder, Encoder, ResBlock
 from mri_synth.networks.quantizer import VectorQuantizer, codebook_usage
 
+log = logging.getLogger(__name__)
+
+_SEED = 1 << 40
+"""Of the first sample of a prior that a decoder learns from: far from 0, where those begin that are judged."""
 NonNegative = Annotated[float, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 PositiveInt = Annotated[int, Ge(1)]
@@ -66,9 +76,14 @@ class VQGAN(WithCodes, GANModule):
         lambda_perceptual: weight of the perceptual loss in the reconstruction loss.
         adversarial_start: share of the steps before the discriminator starts; 1: never.
         lambda_adv: factor on the adaptive weight of the adversarial loss.
+        trained: "all", or "decoder": encoder and codebook stay as `init_from` brought them, and so do codes and priors.
+        discriminator: "patch", on pixels; "projected", on what a frozen AlexNet sees, which learns in far fewer steps.
+        prior: checkpoint of a `pixelcnn` over these codes, for trained="decoder"; the discriminator then judges images
+            of its samples, too, and the decoder learns to draw codes that no image ever had.
+        prior_samples: samples that are drawn of it, once.
         gan_loss: of the adversarial game; wgan is none of them, as nothing bounds the slope of this discriminator.
-        d_width: channels of the discriminator's first layer.
-        d_layers: its layers of stride 2; with 3 a verdict is on 70 x 70 pixels.
+        d_width: channels of the discriminator's first layer, or of the projected one's heads.
+        d_layers: of patches: its layers of stride 2; with 3 a verdict is on 70 x 70 pixels.
         d_norm: of its inner layers.
         r1_gamma: weight of the penalty on the discriminator's gradient at real images; 0: none.
         r1_every: steps between two of these penalties.
@@ -111,6 +126,10 @@ class VQGAN(WithCodes, GANModule):
         lambda_perceptual: NonNegative = 1.0,
         adversarial_start: Share = 0.3,
         lambda_adv: NonNegative = 0.8,
+        trained: Literal["all", "decoder"] = "all",
+        discriminator: Literal["patch", "projected"] = "patch",
+        prior: str | None = None,
+        prior_samples: PositiveInt = 2000,
         gan_loss: Literal["hinge", "logistic", "bce", "lsgan"] = "hinge",
         d_width: PositiveInt = 64,
         d_layers: PositiveInt = 3,
@@ -139,17 +158,27 @@ class VQGAN(WithCodes, GANModule):
                             warmup_steps=codebook_warmup, rate=rate),
             Decoder(channels, hidden_channels, codebook_dim, downsample, res_blocks, norm, noise),
         )  # fmt: skip
-        self.discriminator = patch.PatchDiscriminator(channels, d_width, d_layers, d_norm)
+        self.discriminator: nn.Module = (
+            projected.ProjectedDiscriminator(d_width)
+            if discriminator == "projected"
+            else patch.PatchDiscriminator(channels, d_width, d_layers, d_norm)
+        )
         self.register_buffer("code_counts", torch.zeros(codebook_size, dtype=torch.int64), persistent=False)
         self.register_buffer("adversarial_weight", torch.zeros(()))
+        self.drawn: Tensor | None = None
         self.start_ema()
+        if trained == "decoder":
+            self.generator.encoder.requires_grad_(False)
+            self.train()
 
     @staticmethod
     def refuses(  # type: ignore[override]
-        downsample: int, size: int, d_layers: int, perceptual: str, perceptual_net: look.Net
+        downsample: int, size: int, d_layers: int, perceptual: str, perceptual_net: look.Net, discriminator: str
     ) -> str:
         """Why images of a size do not fit the networks."""
-        if size < (least := patch.least_size(d_layers)):
+        if discriminator == "projected" and (why := projected.too_small(size)):
+            return why
+        if discriminator == "patch" and size < (least := patch.least_size(d_layers)):
             return (
                 f"with model.d_layers={d_layers} judges images of at least {least} pixels, and data.size={size}; try "
                 "model.d_layers=1"
@@ -165,10 +194,33 @@ class VQGAN(WithCodes, GANModule):
     def problems(arguments: dict[str, Any]) -> list[str]:
         """What is wrong beyond types and ranges: no weights for the perceptual loss."""
         given = {"perceptual": "auto", "perceptual_net": "alexnet", "perceptual_encoder": None, **arguments}
-        return look.problems(given["perceptual"], given["perceptual_net"], given["perceptual_encoder"])
+        found = look.problems(given["perceptual"], given["perceptual_net"], given["perceptual_encoder"])
+        if (prior := arguments.get("prior")) is not None and arguments.get("trained") != "decoder":
+            found += [f"model.prior={prior} knows codes as they are, which model.trained=all changes; give "
+                      "model.trained=decoder"]  # fmt: skip
+        elif prior is not None and not Path(str(prior)).is_file():
+            found += [f"model.prior={prior}: no such file; train one with model=pixelcnn model.first_stage=<that of "
+                      "init_from>, and give its best.ckpt"]  # fmt: skip
+        return found + projected.problems(arguments)
+
+    def train(self, mode: bool = True) -> VQGAN:
+        """Encoder and codebook stay in evaluation where the decoder alone is trained: no code moves."""
+        super().train(mode)
+        if self.hparams["trained"] == "decoder":
+            self.generator.encoder.eval()
+            self.generator.quantizer.eval()
+        return self
 
     def on_fit_start(self) -> None:
-        """A short training is not all warm-up."""
+        """A short training is not all warm-up; and a decoder is trained for the codes that the averages make."""
+        if self.hparams["trained"] == "decoder":
+            if not int(self.parts.quantizer.num_updates):
+                raise UserError("model.trained=decoder: there are no codes to decode yet; give init_from=<best.ckpt of "
+                                "a run of model=vqgan>, or train model.trained=all")  # fmt: skip
+            self.generator.encoder.load_state_dict(self.parts.encoder.state_dict())
+            self.generator.quantizer.load_state_dict(self.parts.quantizer.state_dict())
+        if self.hparams["prior"] is not None:
+            self.drawn = drawn_codes(self.hparams["prior"], self.hparams["prior_samples"], self.parts).to(self.device)
         self.generator.quantizer.warmup_steps = min(self.hparams["codebook_warmup"], self.total_steps // 10)
 
     def discriminates(self) -> bool:
@@ -185,27 +237,33 @@ class VQGAN(WithCodes, GANModule):
     def generate(self, batch: Batch) -> dict[str, Any]:
         """Reconstructions, what their codes cost, and the grain with which discriminator and perceptual loss see them.
 
-        In evaluation the codes are counted too.
+        In training with a prior, as many images of its samples lie behind them. In evaluation codes are counted too.
         """
-        out = vq.autoencode(self.acting(), batch.image)
+        further = None
+        if self.drawn is not None and self.training and self.discriminates():
+            which = uniform(self.seed, self.global_step, -1 - batch.index.to(self.device), 1)[:, 0] * len(self.drawn)
+            further = self.drawn[which.long()]
+        out = vq.autoencode(self.acting(), batch.image, further)
         if not self.training:
             codebook.count(self.code_counts, out.quantized.codes)
         made = {"x_hat": out.x_hat, "commitment": out.quantized.commitment, "noise": out.noise, "grain": 0.0}
         if out.noise is not None:
             with torch.no_grad():
                 e = self.noise(batch, noise_draws(batch.image.shape[1], batch.image[0, 0].numel()))
+                e = e.repeat(len(out.x_hat) // len(e), 1)
                 made["grain"] = rician_draw(out.x_hat, *out.noise, e) - out.x_hat
         return made
 
     def discriminator_losses(self, batch: Batch, fakes: dict[str, Any]) -> dict[str, Tensor]:
-        """Real images against their reconstructions, patch by patch.
+        """Real images against their reconstructions, and against images of a prior's samples where there is one.
 
         `L_D = max(0, 1 - D(x)) + max(0, 1 + D(x_hat))`; + gamma R1
         """
         h = self.hparams
-        real, fake = self.discriminator(torch.cat([batch.image, fakes["x_hat"] + fakes["grain"]])).chunk(2)
-        loss = DISCRIMINATOR[h["gan_loss"]](real, fake).mean()
-        terms = {"real": real.mean(), "fake": fake.mean()}
+        verdicts = self.discriminator(torch.cat([batch.image, fakes["x_hat"] + fakes["grain"]]))
+        real, *made = verdicts.split(len(batch))
+        loss = torch.stack([DISCRIMINATOR[h["gan_loss"]](real, fake).mean() for fake in made]).mean()
+        terms = {"real": real.mean(), "fake": torch.stack([fake.mean() for fake in made]).mean()}
         if h["r1_gamma"] and self.due(h["r1_every"]):
             terms["r1"] = r1(self.discriminator.forward, batch.image).mean()
             loss = loss + h["r1_every"] * h["r1_gamma"] * terms["r1"]
@@ -221,17 +279,19 @@ class VQGAN(WithCodes, GANModule):
         on. In evaluation lambda is the training's last one.
         """
         h, x = self.hparams, batch.image
-        x_hat = fakes["x_hat"]
+        x_hat, noise, own = fakes["x_hat"], fakes["noise"], slice(len(x))
         seen = x_hat.detach().requires_grad_(self.training)
-        image = image_losses(seen, x, h["reconstruction"], h["lambda_ssim"])
+        looks = seen + fakes["grain"]
+        image = image_losses(seen[own], x, h["reconstruction"], h["lambda_ssim"])
         rec = image.pop("loss")
         if h["lambda_perceptual"] and h["perceptual"] != "none":
-            image["perceptual"] = self.perceptual(seen + fakes["grain"], x).mean()
+            image["perceptual"] = self.perceptual(looks[own], x).mean()
             rec = rec + h["lambda_perceptual"] * image["perceptual"]
-        code = code_losses(x_hat, x, fakes["commitment"], fakes["noise"], h["beta"])
+        noise = None if noise is None else (noise[0][own], noise[1][own], noise[2])
+        code = code_losses(x_hat[own], x, fakes["commitment"], noise, h["beta"])
         terms, plays = {**image, **code}, not self.training or self.discriminates()
         if plays:
-            terms["adversarial"] = GENERATOR[h["gan_loss"]](self.discriminator(seen + fakes["grain"])).mean()
+            terms["adversarial"] = GENERATOR[h["gan_loss"]](self.discriminator(looks)).mean()
         if self.training:
             last: Any = self.generator.decoder.layers[-2].weight  # behind it only a rearrangement and the tanh
             adv = terms.get("adversarial")
@@ -272,6 +332,42 @@ class VQGAN(WithCodes, GANModule):
         blocks = [m for m in self.generator.decoder.layers if isinstance(m, ResBlock)]
         return [self.generator.encoder, *blocks, self.discriminator]
 
+    def adopted(self, content: dict[str, Any]) -> dict[str, Tensor]:
+        """The weights of a run that this one begins with: its autoencoder, and its discriminator if of one kind."""
+        there: dict[str, Tensor] = content["state_dict"]
+        if content["hyper_parameters"].get("discriminator", "patch") == self.hparams["discriminator"]:
+            return there
+        own = {k: v for k, v in self.state_dict().items() if k.startswith("discriminator.")}
+        return {k: v for k, v in there.items() if not k.startswith("discriminator.")} | own
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resumed run keeps its loss."""
         self.perceptual.same_as(checkpoint["hyper_parameters"]["perceptual"])
+
+
+def drawn_codes(prior: str, count: int, parts: vq.Parts) -> Tensor:
+    """Samples of a prior over the codes of an autoencoder, of every condition that it knows equally many.
+
+    Args:
+        prior: checkpoint of a `pixelcnn`.
+        count: samples; the same ones at every call.
+        parts: whose codes these are to be.
+
+    Returns:
+        (count, h, w) int64.
+
+    Raises:
+        UserError: it is no prior, one of words, or of other codes.
+    """
+    model: Any = load_model(Path(prior))
+    if not hasattr(model, "sample_codes"):
+        raise UserError(
+            f"model.prior={prior}: a {type(model).__name__}, which draws no codes; give one of model=pixelcnn"
+        )
+    if not same_codes(parts, model.first_stage.parts):
+        raise UserError(f"model.prior={prior}: its codes are not those of init_from; give the prior that was "
+                        "trained with model.first_stage=<that checkpoint>, or train one")  # fmt: skip
+    log.info("model.prior: drawing codes of %d samples", count)
+    seeds, known = _SEED + torch.arange(count), len(model.conditions())
+    parts_of = zip(seeds.split(50), (seeds % known if known else seeds).split(50), strict=True)
+    return torch.cat([model.sample_codes(s, label if known else None) for s, label in parts_of])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from mri_synth.draws import normal
@@ -44,7 +45,7 @@ class Autoencoded:
     """An image through the three parts.
 
     Attributes:
-        x_hat: (B, C, H, W) reconstruction in (-1, 1), float32.
+        x_hat: (B, C, H, W) reconstruction in (-1, 1), float32; behind it images of further codes, if given.
         quantized: codes, their vectors, and the commitment loss.
         noise: level, depth and spread of the noise that x_hat lacks, as `Decoder.noisy` gives them; None where the
             decoder was built without.
@@ -55,20 +56,22 @@ class Autoencoded:
     noise: tuple[Tensor, Tensor, Tensor] | None
 
 
-def autoencode(parts: Parts, image: Tensor) -> Autoencoded:
+def autoencode(parts: Parts, image: Tensor, further: Tensor | None = None) -> Autoencoded:
     """Encode, quantise, decode, with gradients; in training mode the codebook follows.
 
     Args:
         parts: encoder, quantizer, decoder.
         image: (B, C, H, W) in [-1, 1].
+        further: (M, h, w) int64, codes that are decoded in the same pass.
 
     Returns:
         Reconstruction, codes and noise.
     """
     quantized = parts.quantizer(parts.encoder(image))
+    z = quantized.z_q if further is None else torch.cat([quantized.z_q, parts.quantizer.lookup(further)])
     if parts.decoder.noise is None:
-        return Autoencoded(x_hat=parts.decoder(quantized.z_q), quantized=quantized, noise=None)
-    x_hat, noise = parts.decoder.noisy(quantized.z_q)
+        return Autoencoded(x_hat=parts.decoder(z), quantized=quantized, noise=None)
+    x_hat, noise = parts.decoder.noisy(z)
     return Autoencoded(x_hat=x_hat, quantized=quantized, noise=noise)
 
 
