@@ -217,7 +217,9 @@ def test_discriminator_judges_reconstructions_and_samples_half_each() -> None:
     trainer: Any = SimpleNamespace(world_size=1, global_step=3, estimated_stepping_batches=10)
     model._trainer, model._jit_is_scripting = trainer, False
     model.train()
-    assert not model.generator.encoder.training
+    assert not any(m.training for m in (model.generator.encoder, model.generator.quantizer))
+    kept = VQGAN(DataSpec(size=32), d_layers=1, perceptual="none", trained="decoder").parts
+    assert not any(m.training for m in (kept.encoder, kept.quantizer)), "nor are averages averaged over processes"
     model.drawn = torch.randint(16, (20, 8, 8))
     batch = Batch(image=images(), index=torch.arange(4))
     fakes = model.generate(batch)

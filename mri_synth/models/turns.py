@@ -54,10 +54,13 @@ def average_gradients(optimizer: Optimizer) -> None:
 def average_buffers(networks: Iterable[nn.Module]) -> None:
     """Mean over all processes of what networks gather beside their parameters, such as the statistics of batch norm.
 
+    What is in evaluation gathers nothing and stays as it is, to the bit, which a mean of equal numbers might not.
+
     Args:
         networks: the same in all processes.
     """
-    buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
+    gathering = (m for network in networks for m in network.modules() if m.training)
+    buffers = [b for m in gathering for b in m.buffers(recurse=False) if b.is_floating_point()]
     if not buffers:
         return
     flat = torch.cat([b.reshape(-1).float() for b in buffers])

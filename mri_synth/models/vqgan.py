@@ -207,8 +207,9 @@ class VQGAN(WithCodes, GANModule):
         """Encoder and codebook stay in evaluation where the decoder alone is trained: no code moves."""
         super().train(mode)
         if self.hparams["trained"] == "decoder":
-            self.generator.encoder.eval()
-            self.generator.quantizer.eval()
+            for whole in (self.generator, self.parts):
+                whole.encoder.eval()
+                whole.quantizer.eval()
         return self
 
     def on_fit_start(self) -> None:
