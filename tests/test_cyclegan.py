@@ -19,6 +19,7 @@ from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.views import Reading, Unpaired
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
+from mri_synth.losses.cycle import cycle_consistency, structure
 from mri_synth.metrics.structure import BINS, tissue_order, tissues, unexplained
 from mri_synth.models.base import SynthModule
 from mri_synth.models.cyclegan import CycleGAN
@@ -164,7 +165,7 @@ class Times(nn.Module):
 
 def test_losses_by_hand() -> None:
     """With G_AB(x) = x / 2, G_BA(x) = 4 x, images of 0.25 and 0.5, and verdicts of 0.5 in a and of 3 in b."""
-    model = CycleGAN(SPEC, **TINY, lambda_identity=0.25).eval()
+    model = CycleGAN(SPEC, **TINY, lambda_identity=0.25, lambda_structure=2).eval()
     model.g_ab, model.g_ba = Times(0.5), Times(4)  # type: ignore[assignment]
     model.d_a, model.d_b = Times(verdict=0.5), Times(verdict=3)  # type: ignore[assignment]
     batch = Batch(image=torch.full((2, 1, 16, 16), 0.25), target=torch.full((2, 1, 16, 16), 0.5), index=torch.arange(2))
@@ -174,12 +175,44 @@ def test_losses_by_hand() -> None:
     assert losses["g_cycle"] == pytest.approx(cycle)
     assert losses["g_identity"] == pytest.approx(same)
     assert losses["g_adversarial"] == pytest.approx(adversarial)
+    assert losses["g_structure"] == 0  # images without structure
     assert losses["g_loss"] == pytest.approx(adversarial + 10 * cycle + 2.5 * same)
     assert losses["d_loss_a"] == pytest.approx(0.5**2)  # ((0.5 - 1)^2 + 0.5^2) / 2
     assert losses["d_loss_b"] == pytest.approx((2**2 + 3**2) / 2)
     assert losses["d_loss"] == pytest.approx(0.25 + 6.5)
     assert (losses["d_real"], losses["d_fake"]) == (1.75, 1.75)
     assert set(model.explained) <= {*losses, "cycle_ssim", "made_up", "made_up_real"}
+
+
+def test_the_structure_loss_sees_what_the_cycle_does_not() -> None:
+    """One way moves everything by two pixels, the other moves it back; half as bright is no fault."""
+    a, b = images(2, 7, 32), images(2, 8, 32)
+    there, back = a.roll(2, 3) / 2, b.roll(-2, 3) / 2
+    assert cycle_consistency(2 * there.roll(-2, 3), a, 2 * back.roll(2, 3), b).max() == 0
+    assert structure(there, a, back, b).min() > 1.8  # strangers have 2 (1 - 1 / 24)
+    assert structure(a / 2, a, -b / 2, b).max() < 0.02
+
+    model = CycleGAN(SPEC, **TINY, lambda_structure=3).eval()
+    images_of = {"image": a[..., :16, :16], "target": b[..., :16, :16]}
+    losses = model.losses(Batch(**images_of, index=torch.arange(2)))
+    rest = losses["g_adversarial"] + 10 * losses["g_cycle"] + 5 * losses["g_identity"]
+    torch.testing.assert_close(losses["g_loss"], rest + 3 * losses["g_structure"])
+
+
+def test_the_gradient_of_the_structure_loss_leads_back() -> None:
+    """An image between its source and the source moved by a pixel is led to the source, by its exact slope."""
+    a = images(2, 9, 32)
+    share = torch.tensor(0.5, requires_grad=True)
+
+    def loss(s: Tensor) -> Tensor:
+        moved = (1 - s) * a + s * a.roll(1, 3)
+        return structure(moved, a, a, a).mean()
+
+    (slope,) = torch.autograd.grad(loss(share), share)
+    with torch.no_grad():
+        differences = (loss(share + 1e-2) - loss(share - 1e-2)) / 2e-2
+    assert slope > 0.1
+    assert slope == pytest.approx(float(differences), rel=0.01)
 
 
 def test_only_discriminators_in_training_see_the_pool() -> None:

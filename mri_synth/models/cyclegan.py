@@ -13,7 +13,7 @@ from mri_synth.data.views import Images, Unpaired
 from mri_synth.draws import uniform
 from mri_synth.errors import UserError
 from mri_synth.losses.adversarial import DISCRIMINATOR, GENERATOR
-from mri_synth.losses.cycle import cycle_consistency, identity
+from mri_synth.losses.cycle import cycle_consistency, identity, structure
 from mri_synth.metrics.ssim import ssim
 from mri_synth.metrics.structure import unexplained
 from mri_synth.models.gan import GANModule
@@ -46,6 +46,7 @@ class CycleGAN(GANModule):
         d_norm: of their inner layers.
         lambda_cycle: weight of the cycle loss.
         lambda_identity: weight of the identity loss, as a share of `lambda_cycle`; 0: it is not computed.
+        lambda_structure: weight of the structure loss, which keeps anatomy where it is; 0: it is not computed.
         pool_size: generated images kept, of which the discriminators see some again; 0: none.
         lr_g: learning rate of the generators' Adam.
         lr_d: of the discriminators'.
@@ -55,8 +56,8 @@ class CycleGAN(GANModule):
     """
 
     explained: ClassVar[dict[str, Any]] = {
-        "g_cycle": cycle_consistency, "g_identity": identity, "cycle_ssim": ssim, "made_up": unexplained,
-        "made_up_real": unexplained,
+        "g_cycle": cycle_consistency, "g_identity": identity, "g_structure": structure, "cycle_ssim": ssim,
+        "made_up": unexplained, "made_up_real": unexplained,
     }  # fmt: skip
 
     def __init__(
@@ -73,6 +74,7 @@ class CycleGAN(GANModule):
         d_norm: patch.Norm = "instance",
         lambda_cycle: NonNegative = 10.0,
         lambda_identity: NonNegative = 0.5,
+        lambda_structure: NonNegative = 0.0,
         pool_size: Annotated[int, Ge(0)] = 50,
         lr_g: PositiveFloat = 2e-4,
         lr_d: PositiveFloat = 2e-4,
@@ -190,8 +192,10 @@ class CycleGAN(GANModule):
     def generator_losses(self, batch: Batch, fakes: dict[str, Tensor]) -> dict[str, Tensor]:
         """To be taken for real, to come back to where one was, and to leave alone what is there already.
 
-        `L = L_adv + lambda_cycle (L_cyc + lambda_identity L_id)` (Zhu et al. 2017, arXiv:1703.10593, eq. 3 and section
-        5.2), `L_adv = w (L_G(G_AB(a)) + L_G(G_BA(b)))`; w is 2 with lsgan, whose L_G is half of the paper's (D - 1)^2
+        `L = L_adv + lambda_cycle (L_cyc + lambda_identity L_id) + lambda_structure L_str` (Zhu et al. 2017,
+        arXiv:1703.10593, eq. 3 and section 5.2; the last as Yang et al. 2018, arXiv:1809.04536, eq. 6, with local
+        correlation), `L_adv = w (L_G(G_AB(a)) + L_G(G_BA(b)))`; w is 2 with lsgan, whose L_G is half of the paper's
+        (D - 1)^2
         """
         h, a, b = self.hparams, batch.image, _target(batch)
         verdicts = self.d_b(fakes["fake_b"]), self.d_a(fakes["fake_a"])
@@ -202,6 +206,9 @@ class CycleGAN(GANModule):
         if "same_a" in fakes:
             terms["identity"] = identity(fakes["same_a"], a, fakes["same_b"], b).mean()
             loss = loss + h["lambda_cycle"] * h["lambda_identity"] * terms["identity"]
+        if h["lambda_structure"] > 0:
+            terms["structure"] = structure(fakes["fake_b"], a, fakes["fake_a"], b).mean()
+            loss = loss + h["lambda_structure"] * terms["structure"]
         return {"loss": loss, **terms}
 
     # -- images ----------------------------------------------------------------------------------------------------
