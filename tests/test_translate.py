@@ -557,7 +557,7 @@ def test_a_full_disk_ends_it(tmp_path, checkpoint, monkeypatch):
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mri_synth.data.nifti.gzipped", full)
+    monkeypatch.setattr("mri_synth.data.nifti.igzip_lib.compress", full)
     with pytest.raises(UserError, match="the disk is full"):
         run(checkpoint(size=24), [tmp_path / "in"], tmp_path / "out")
     assert len(SEEN) == 2  # 14 slices in batches of 8: the second file was not begun

@@ -28,8 +28,8 @@ By `gan_loss`; that of wgan cannot saturate. Where a method does not say which i
 REMEDIES = {
     "augment": "model.augment=[translation,cutout]", "beta": "a smaller model.beta", "lr": "a smaller model.lr",
     "channels_d": "a smaller model.channels_d", "lambda_cycle": "a larger model.lambda_cycle",
-    "lambda_identity": "a larger model.lambda_identity",
-    "lambda_structure": "a larger model.lambda_structure", "lambda_l1": "a larger model.lambda_l1", "lr_d": "a smaller model.lr_d", "lr_g": "a smaller model.lr_g",
+    "lambda_identity": "a larger model.lambda_identity", "lambda_structure": "a larger model.lambda_structure",
+    "lambda_l1": "a larger model.lambda_l1", "lr_d": "a smaller model.lr_d", "lr_g": "a smaller model.lr_g",
     "r1_gamma": "a larger model.r1_gamma", "temperature": "a larger model.temperature",
 }  # fmt: skip
 """By constructor argument: a method is told of those that it has."""

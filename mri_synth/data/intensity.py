@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,25 +29,34 @@ class Intensity:
 
     def apply(self, x: Array) -> npt.NDArray[np.float32]:
         """Source units, any shape, to float32 in [-1, 1]."""
-        # In double precision, so that integers up to 2**24 come back as they were; in place, since a volume's fresh
-        # memory takes longer than the arithmetic.
-        y = x.astype(np.float64)
-        y -= self.low
-        y *= 2.0 / (self.high - self.low)
-        y -= 1.0
-        return np.clip(y, -1.0, 1.0, out=y).astype(np.float32)
+        scale = 2.0 / (self.high - self.low)
+        return _in_double(x, lambda v: np.clip((v - self.low) * scale - 1.0, -1.0, 1.0))
 
     def invert(self, y: Array) -> npt.NDArray[np.float32]:
         """[-1, 1], any shape, to source units."""
-        x = y.astype(np.float64)
-        x += 1.0
-        x *= (self.high - self.low) / 2.0
-        x += self.low
-        return x.astype(np.float32)
+        scale = (self.high - self.low) / 2.0
+        return _in_double(y, lambda v: (v + 1.0) * scale + self.low)
 
     def clipped(self, x: Array) -> float:
         """Share of the values of `x` that lie beyond low and high, and are lost."""
         return float(((x < self.low) | (x > self.high)).mean())
+
+
+def _in_double(x: Array, change: Callable[[Array], Array]) -> npt.NDArray[np.float32]:
+    """Change every value in double precision, so that integers up to 2**24 come back as they were.
+
+    A part after the other, which stays in the cache: fresh memory for a volume of doubles takes ten times longer than
+    the arithmetic.
+    """
+    parts = np.nditer(
+        [x, None], ["external_loop", "buffered", "zerosize_ok"], [["readonly"], ["writeonly", "allocate"]],
+        [np.dtype(np.float64), np.dtype(np.float32)], buffersize=1 << 15,
+    )  # fmt: skip
+    with parts:
+        for old, new in parts:
+            new[...] = change(old)
+        out: npt.NDArray[np.float32] = parts.operands[1]
+    return out
 
 
 def fit_intensity(array: Array, settings: IntensitySettings, name: str = "the volume") -> Intensity:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import gzip
 import logging
 import os
 import time
@@ -17,16 +16,18 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, igzip_lib
 from nibabel.filebasedimages import SerializableImage
 from nibabel.spatialimages import SpatialImage
 
-from mri_synth.data.gzipped import gzipped
 from mri_synth.data.volume import WAY_OUT, Array, Source, Volume, flip_picture
 from mri_synth.errors import UserError
 
 log = logging.getLogger(__name__)
 
 _STALE_SECONDS = 600.0
+_LEVEL = 1
+"""Of isa-l's gzip, a tenth of the time of zlib's lowest; measured and synthetic voxels hardly shrink further."""
 
 
 def read_nifti(path: Path) -> Volume:
@@ -48,7 +49,7 @@ def read_nifti(path: Path) -> Volume:
             raise UserError(f"{path}: holds no voxels ({type(image).__name__}). {WAY_OUT}")
         if path.name.lower().endswith("gz") and isinstance(image, SerializableImage):
             # to the end, where the checksum is: nibabel stops behind the last voxel and never sees it
-            image = type(image).from_bytes(gzip.decompress(path.read_bytes()))
+            image = type(image).from_bytes(igzip.decompress(path.read_bytes()))
         _check_type(path, image)
         shape = _check_shape(path, image.shape)
         array = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(shape)
@@ -114,7 +115,9 @@ def write_nifti(stored: Array, volume: Volume, path: Path, description: str, dty
     image.header["scl_slope"], image.header["scl_inter"] = slope, inter
     with whole_file(path) as part:
         if path.name.lower().endswith("gz"):
-            part.write_bytes(gzipped(image.to_bytes()))
+            part.write_bytes(
+                igzip_lib.compress(image.to_bytes(), _LEVEL, igzip_lib.COMP_GZIP)
+            )  # equal content gives equal files
         else:
             nib.save(image, part)
 
