@@ -199,6 +199,16 @@ def test_the_structure_loss_sees_what_the_cycle_does_not() -> None:
     torch.testing.assert_close(losses["g_loss"], rest + 3 * losses["g_structure"])
 
 
+def test_the_weight_of_the_structure_loss_rises(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = CycleGAN(SPEC, **TINY, lambda_structure=3, structure_rise=0.5)
+    monkeypatch.setattr(CycleGAN, "total_steps", 40)
+    weights = []
+    for step in (0, 9, 19, 30):
+        monkeypatch.setattr(CycleGAN, "global_step", step)
+        weights.append(model.structure_weight)
+    assert weights == pytest.approx([3 / 20, 3 / 2, 3, 3])
+
+
 def test_the_gradient_of_the_structure_loss_leads_back() -> None:
     """An image between its source and the source moved by a pixel is led to the source, by its exact slope."""
     a = images(2, 9, 32)

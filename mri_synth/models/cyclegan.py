@@ -47,6 +47,7 @@ class CycleGAN(GANModule):
         lambda_cycle: weight of the cycle loss.
         lambda_identity: weight of the identity loss, as a share of `lambda_cycle`; 0: it is not computed.
         lambda_structure: weight of the structure loss, which keeps anatomy where it is; 0: it is not computed.
+        structure_rise: share of the steps over which that weight rises from 0, in a straight line; 0: it is whole.
         pool_size: generated images kept, of which the discriminators see some again; 0: none.
         lr_g: learning rate of the generators' Adam.
         lr_d: of the discriminators'.
@@ -75,6 +76,7 @@ class CycleGAN(GANModule):
         lambda_cycle: NonNegative = 10.0,
         lambda_identity: NonNegative = 0.5,
         lambda_structure: NonNegative = 0.0,
+        structure_rise: Share = 0.0,
         pool_size: Annotated[int, Ge(0)] = 50,
         lr_g: PositiveFloat = 2e-4,
         lr_d: PositiveFloat = 2e-4,
@@ -208,8 +210,17 @@ class CycleGAN(GANModule):
             loss = loss + h["lambda_cycle"] * h["lambda_identity"] * terms["identity"]
         if h["lambda_structure"] > 0:
             terms["structure"] = structure(fakes["fake_b"], a, fakes["fake_a"], b).mean()
-            loss = loss + h["lambda_structure"] * terms["structure"]
+            loss = loss + self.structure_weight * terms["structure"]
         return {"loss": loss, **terms}
+
+    @property
+    def structure_weight(self) -> float:
+        """Weight of the structure loss at this step: between a source and its inverse lies a translation that is flat,
+        which it would not let pass, so it rises while contrasts are found.
+        """
+        whole: float = self.hparams["lambda_structure"]
+        rise = self.hparams["structure_rise"]
+        return whole * min(1.0, (self.global_step + 1) / (rise * self.total_steps)) if rise else whole
 
     # -- images ----------------------------------------------------------------------------------------------------
 
