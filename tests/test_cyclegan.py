@@ -22,7 +22,7 @@ from mri_synth.errors import UserError
 from mri_synth.losses.cycle import cycle_consistency, structure
 from mri_synth.metrics.structure import BINS, tissue_order, tissues, unexplained
 from mri_synth.models.base import SynthModule
-from mri_synth.models.cyclegan import CycleGAN
+from mri_synth.models.cyclegan import CycleGAN, mirrored
 from mri_synth.models.pix2pix import Pix2Pix
 from mri_synth.models.replay import ReplayPool
 from mri_synth.models.schedule import LinearDecay
@@ -197,6 +197,46 @@ def test_the_structure_loss_sees_what_the_cycle_does_not() -> None:
     losses = model.losses(Batch(**images_of, index=torch.arange(2)))
     rest = losses["g_adversarial"] + 10 * losses["g_cycle"] + 5 * losses["g_identity"]
     torch.testing.assert_close(losses["g_loss"], rest + 3 * losses["g_structure"])
+
+
+class Shift(nn.Module):
+    """A generator that moves everything rightwards."""
+
+    draws = 0
+
+    def __init__(self, by: int) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        return x.roll(self.by, 3)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_no_two_generators_agree_on_a_shift_that_are_mirrored(mirror: bool) -> None:
+    batch = pair(64)
+    model = CycleGAN(SPEC, **TINY, mirror=mirror, lambda_identity=0)
+    model.g_ab, model.g_ba = Shift(2), Shift(-2)
+    for training in (True, False):
+        model.train(training)
+        out = model.generate(batch)
+        share = float((out["back_a"] != batch.image).flatten(1).any(1).float().mean())
+        # half of the items are mirrored in one way and not in the other, and end four pixels away
+        assert share == pytest.approx(0.5 if mirror and training else 0, abs=0.2)
+        there = out["fake_b"]
+        right, left = ((there == batch.image.roll(by, 3)).flatten(1).all(1) for by in (2, -2))
+        assert (right | left).all()
+        assert bool(left.any()) == (mirror and training)
+        assert torch.equal(out["fake_b"], model.generate(batch)["fake_b"]), "drawn of item and step alone"
+
+
+def test_what_is_mirrored_twice_is_as_it_was() -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).expand(4, 1, 2, 2)
+    numbers = torch.tensor([[0.9, 0.9], [0.1, 0.9], [0.9, 0.1], [0.1, 0.1]])
+    found = mirrored(x, numbers)
+    assert found.flatten(1).tolist() == [[1, 2, 3, 4], [2, 1, 4, 3], [3, 4, 1, 2], [4, 3, 2, 1]]
+    assert torch.equal(mirrored(found, numbers), x)
+    assert mirrored(x, None) is x
 
 
 def test_the_weight_of_the_structure_loss_rises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -26,6 +27,8 @@ PositiveInt = Annotated[int, Ge(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 
+_USES = 6
+"""Of numbers drawn for an item: dropout of both generators, both pools, mirrors of both generators."""
 _MOST_PASSES = 3
 """Images of an item that pass through a generator in a step."""
 
@@ -48,6 +51,8 @@ class CycleGAN(GANModule):
         lambda_identity: weight of the identity loss, as a share of `lambda_cycle`; 0: it is not computed.
         lambda_structure: weight of the structure loss, which keeps anatomy where it is; 0: it is not computed.
         structure_rise: share of the steps over which that weight rises from 0, in a straight line; 0: it is whole.
+        mirror: generators see each image mirrored at random, left-right and up-down, in every pass anew, and what they
+            make is mirrored back: a shift that the way back takes back is a fault in most passes then.
         pool_size: generated images kept, of which the discriminators see some again; 0: none.
         lr_g: learning rate of the generators' Adam.
         lr_d: of the discriminators'.
@@ -77,6 +82,7 @@ class CycleGAN(GANModule):
         lambda_identity: NonNegative = 0.5,
         lambda_structure: NonNegative = 0.0,
         structure_rise: Share = 0.0,
+        mirror: bool = False,
         pool_size: Annotated[int, Ge(0)] = 50,
         lr_g: PositiveFloat = 2e-4,
         lr_d: PositiveFloat = 2e-4,
@@ -147,31 +153,42 @@ class CycleGAN(GANModule):
         """
         a, b = batch.image, _target(batch)
         same = self.hparams["lambda_identity"] > 0 and self.hparams["lambda_cycle"] > 0
-        g_ab, g_ba = self.acting(0), self.acting(1)
-        numbers_ab, numbers_ba = self._dropout(g_ab, batch, 0), self._dropout(g_ba, batch, 1)
+        ab, ba = self._passes(batch, 0), self._passes(batch, 1)
         out: dict[str, Tensor] = {}
-        out["fake_b"], *rest = self._pass(g_ab, [a, b] if same else [a], numbers_ab)
+        out["fake_b"], *rest = ab([a, b] if same else [a])
         out |= {"same_b": rest[0]} if same else {}
         sources = [b, out["fake_b"], a] if same else [b, out["fake_b"]]
-        out["fake_a"], out["back_a"], *rest = self._pass(g_ba, sources, numbers_ba)
+        out["fake_a"], out["back_a"], *rest = ba(sources)
         out |= {"same_a": rest[0]} if same else {}
-        (out["back_b"],) = self._pass(g_ab, [out["fake_a"]], numbers_ab[2:])
+        (out["back_b"],) = ab([out["fake_a"]], first=2)
         return out
 
-    def _pass(self, network: Any, images: list[Tensor], numbers: list[Tensor | None]) -> list[Tensor]:
+    def _passes(self, batch: Batch, which: int) -> Callable[..., list[Tensor]]:
         """What a generator makes of several batches, at once unless a batch norm would mix them."""
-        if self.hparams["norm"] == "batch":
-            return [network(x, n) for x, n in zip(images, numbers, strict=False)]
-        drawn = [n for n in numbers[: len(images)] if n is not None]
-        made: Tensor = network(torch.cat(images), torch.cat(drawn) if drawn else None)
-        return list(made.chunk(len(images)))
+        network: Any = self.acting(which)
+        noise: list[Any] = [None] * _MOST_PASSES
+        mirrors: list[Any] = [None] * _MOST_PASSES
+        if self.training and network.draws:  # numbers for the dropout of each pass, of item and step alone
+            noise = self._drawn(batch, which, network.draws)
+        if self.training and self.hparams["mirror"]:
+            mirrors = self._drawn(batch, 4 + which, 2)
 
-    def _dropout(self, network: Any, batch: Batch, which: int) -> list[Tensor | None]:
-        """Numbers for the dropout of each pass of an item, of item and step alone."""
-        if not self.training or not network.draws:
-            return [None] * _MOST_PASSES
-        items = _numbers(batch, which)
-        return list(uniform(self.seed, self.global_step, items, _MOST_PASSES * network.draws).chunk(_MOST_PASSES, 1))
+        def made(images: list[Tensor], first: int = 0) -> list[Tensor]:
+            here = slice(first, first + len(images))
+            images = [mirrored(x, m) for x, m in zip(images, mirrors[here], strict=True)]
+            if self.hparams["norm"] == "batch":
+                out = [network(x, n) for x, n in zip(images, noise[here], strict=True)]
+            else:
+                numbers = [n for n in noise[here] if n is not None]
+                out = network(torch.cat(images), torch.cat(numbers) if numbers else None).chunk(len(images))
+            return [mirrored(x, m) for x, m in zip(out, mirrors[here], strict=True)]
+
+        return made
+
+    def _drawn(self, batch: Batch, use: int, count: int) -> list[Any]:
+        """(B, count) uniform numbers for each pass of an item."""
+        numbers = uniform(self.seed, self.global_step, _numbers(batch, use), _MOST_PASSES * count)
+        return list(numbers.chunk(_MOST_PASSES, 1))
 
     def discriminator_losses(self, batch: Batch, fakes: dict[str, Tensor]) -> dict[str, Tensor]:
         """Real against generated images of both contrasts; in training some of the generated are of earlier steps.
@@ -260,9 +277,26 @@ class CycleGAN(GANModule):
         return rows | {f"{a} there and back": self.translate(there, to=a), f"{b} there and back": self.translate(back)}
 
 
+def mirrored(x: Tensor, numbers: Tensor | None) -> Tensor:
+    """Images mirrored left-right where their first number is below a half, and up-down where their second is.
+
+    Args:
+        x: (B, C, H, W).
+        numbers: (B, 2) in [0, 1); None: as they are.
+
+    Returns:
+        (B, C, H, W); done again with the same numbers, it is undone.
+    """
+    if numbers is None:
+        return x
+    for axis, number in zip((3, 2), numbers.unbind(1), strict=True):
+        x = torch.where((number < 0.5)[:, None, None, None], x.flip(axis), x)
+    return x
+
+
 def _numbers(batch: Batch, use: int) -> Tensor:
-    """(B,) numbers by which something is drawn of each item for one of four uses; augmentation counts from 0 up."""
-    return -1 - (4 * batch.index.to(batch.image.device) + use)
+    """(B,) numbers by which something is drawn of each item for one of six uses; augmentation counts from 0 up."""
+    return -1 - (_USES * batch.index.to(batch.image.device) + use)
 
 
 def _target(batch: Batch) -> Tensor:
