@@ -95,7 +95,7 @@ class Unfaithful(Watch):
         cycle, own, others = (float(sums[k]) / items for k in (CYCLE, OWN, OTHERS))
         near, copied, real = (float(sums[k]) / max(pairs, 1) for k in (NEAR, COPIED, REAL))
         goal = model.spec.goal
-        helps = remedies(model, ("lambda_structure", "lambda_identity", "lambda_cycle"),
+        helps = remedies(model, ("mirror", "lambda_structure", "lambda_identity", "lambda_cycle"),
                          "as many people with a disease in one contrast as in the other (mri-synth describe)",
                          "another seed")  # fmt: skip
         self.look(model, "cycle and pairs", bool(pairs) and cycle > RESTORED and near < copied,

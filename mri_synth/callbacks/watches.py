@@ -30,7 +30,7 @@ REMEDIES = {
     "channels_d": "a smaller model.channels_d", "lambda_cycle": "a larger model.lambda_cycle",
     "lambda_identity": "a larger model.lambda_identity", "lambda_structure": "a larger model.lambda_structure",
     "lambda_l1": "a larger model.lambda_l1", "lr_d": "a smaller model.lr_d", "lr_g": "a smaller model.lr_g",
-    "r1_gamma": "a larger model.r1_gamma", "temperature": "a larger model.temperature",
+    "mirror": "model.mirror=true", "r1_gamma": "a larger model.r1_gamma", "temperature": "a larger model.temperature",
 }  # fmt: skip
 """By constructor argument: a method is told of those that it has."""
 
@@ -216,7 +216,8 @@ def remedies(model: pl.LightningModule, keys: Sequence[str], *always: str) -> st
     Returns:
         A sentence for the end of an alarm.
     """
-    return f"Remedies, in this order: {', '.join([*(REMEDIES[k] for k in keys if k in model.hparams), *always])}"
+    offered = [REMEDIES[k] for k in keys if model.hparams.get(k, True) is not True]  # what is on already does not help
+    return f"Remedies, in this order: {', '.join([*offered, *always])}"
 
 
 def progress(trainer: pl.Trainer, model: SynthModule) -> float:
