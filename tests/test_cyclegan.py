@@ -213,7 +213,7 @@ class Shift(nn.Module):
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_no_two_generators_agree_on_a_shift_that_are_mirrored(mirror: bool) -> None:
+def test_a_way_back_does_not_take_back_the_shift_of_mirrored_passes(mirror: bool) -> None:
     batch = pair(64)
     model = CycleGAN(SPEC, **TINY, mirror=mirror, lambda_identity=0)
     model.g_ab, model.g_ba = Shift(2), Shift(-2)

@@ -19,6 +19,15 @@ def test_line_by_hand():
     assert line.clipped(np.array([50.0, 100, 150, 301])) == 0.5
 
 
+@pytest.mark.parametrize("dtype", ["<f4", ">i2", "f8"])
+def test_volumes_larger_than_a_part_in_any_order_of_memory(dtype: str):
+    line, values = Intensity(-500, 1500), (np.arange(60 * 40 * 50) % 1000).astype(dtype).reshape(60, 40, 50)
+    want = ((values.astype(np.float64) + 500) * (2.0 / 2000) - 1).astype(np.float32)
+    for turn in (lambda a: a, np.asfortranarray, lambda a: a.transpose(2, 0, 1), lambda a: a[::-1, ::2]):
+        np.testing.assert_array_equal(line.apply(turn(values)), turn(want))
+        np.testing.assert_allclose(line.invert(turn(want)), turn(values).astype(np.float32), atol=1e-3)
+
+
 def test_settings_by_hand():
     values = np.arange(-50, 51, dtype=np.float32)  # percentile p is p - 50
     assert fit_intensity(values, IntensitySettings(method="percentile", percentiles=[10, 90])) == Intensity(-40, 40)

@@ -210,13 +210,13 @@ def remedies(model: pl.LightningModule, keys: Sequence[str], *always: str) -> st
 
     Args:
         model: any.
-        keys: arguments that help where there are such, the best first.
+        keys: arguments that help where there are such, the best first; switches that are on are left out.
         always: further remedies.
 
     Returns:
         A sentence for the end of an alarm.
     """
-    offered = [REMEDIES[k] for k in keys if model.hparams.get(k, True) is not True]  # what is on already does not help
+    offered = [REMEDIES[k] for k in keys if k in model.hparams and model.hparams[k] is not True]
     return f"Remedies, in this order: {', '.join([*offered, *always])}"
 
 

@@ -45,8 +45,8 @@ class Intensity:
 def _in_double(x: Array, change: Callable[[Array], Array]) -> npt.NDArray[np.float32]:
     """Change every value in double precision, so that integers up to 2**24 come back as they were.
 
-    A part after the other, which stays in the cache: fresh memory for a volume of doubles takes ten times longer than
-    the arithmetic.
+    A part after the other, which stays in the cache: fresh memory for a volume of doubles takes longer than the
+    arithmetic.
     """
     parts = np.nditer(
         [x, None], ["external_loop", "buffered", "zerosize_ok"], [["readonly"], ["writeonly", "allocate"]],

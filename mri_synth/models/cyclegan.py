@@ -27,8 +27,6 @@ PositiveInt = Annotated[int, Ge(1)]
 Decay = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 
-_USES = 6
-"""Of numbers drawn for an item: dropout of both generators, both pools, mirrors of both generators."""
 _MOST_PASSES = 3
 """Images of an item that pass through a generator in a step."""
 
@@ -52,7 +50,8 @@ class CycleGAN(GANModule):
         lambda_structure: weight of the structure loss, which keeps anatomy where it is; 0: it is not computed.
         structure_rise: share of the steps over which that weight rises from 0, in a straight line; 0: it is whole.
         mirror: generators see each image mirrored at random, left-right and up-down, in every pass anew, and what they
-            make is mirrored back: a shift that the way back takes back is a fault in most passes then.
+            make is mirrored back. A shift that one makes and the other takes back is then a fault in half of the
+            passes or more, unless it follows the anatomy, which a generator of small sight cannot tell from its mirror.
         pool_size: generated images kept, of which the discriminators see some again; 0: none.
         lr_g: learning rate of the generators' Adam.
         lr_d: of the discriminators'.
@@ -164,14 +163,19 @@ class CycleGAN(GANModule):
         return out
 
     def _passes(self, batch: Batch, which: int) -> Callable[..., list[Tensor]]:
-        """What a generator makes of several batches, at once unless a batch norm would mix them."""
+        """A generator as a function of several batches, which are passed at once unless a batch norm would mix them,
+        and of which of a step's passes the first of them is; dropout and mirrors of each pass are of item and step.
+        """
         network: Any = self.acting(which)
-        noise: list[Any] = [None] * _MOST_PASSES
-        mirrors: list[Any] = [None] * _MOST_PASSES
-        if self.training and network.draws:  # numbers for the dropout of each pass, of item and step alone
-            noise = self._drawn(batch, which, network.draws)
-        if self.training and self.hparams["mirror"]:
-            mirrors = self._drawn(batch, 4 + which, 2)
+        dropout, mirror = network.draws, 2 * self.hparams["mirror"]
+        numbers: list[Any] = [None] * _MOST_PASSES
+        if self.training and dropout + mirror:
+            numbers = list(
+                uniform(self.seed, self.global_step, _numbers(batch, which), _MOST_PASSES * (dropout + mirror))
+                .chunk(_MOST_PASSES, 1)
+            )  # fmt: skip
+        noise = [n[:, :dropout] if n is not None and dropout else None for n in numbers]
+        mirrors = [n[:, dropout:] if n is not None and mirror else None for n in numbers]
 
         def made(images: list[Tensor], first: int = 0) -> list[Tensor]:
             here = slice(first, first + len(images))
@@ -179,16 +183,11 @@ class CycleGAN(GANModule):
             if self.hparams["norm"] == "batch":
                 out = [network(x, n) for x, n in zip(images, noise[here], strict=True)]
             else:
-                numbers = [n for n in noise[here] if n is not None]
-                out = network(torch.cat(images), torch.cat(numbers) if numbers else None).chunk(len(images))
+                drawn = [n for n in noise[here] if n is not None]
+                out = network(torch.cat(images), torch.cat(drawn) if drawn else None).chunk(len(images))
             return [mirrored(x, m) for x, m in zip(out, mirrors[here], strict=True)]
 
         return made
-
-    def _drawn(self, batch: Batch, use: int, count: int) -> list[Any]:
-        """(B, count) uniform numbers for each pass of an item."""
-        numbers = uniform(self.seed, self.global_step, _numbers(batch, use), _MOST_PASSES * count)
-        return list(numbers.chunk(_MOST_PASSES, 1))
 
     def discriminator_losses(self, batch: Batch, fakes: dict[str, Tensor]) -> dict[str, Tensor]:
         """Real against generated images of both contrasts; in training some of the generated are of earlier steps.
@@ -295,8 +294,8 @@ def mirrored(x: Tensor, numbers: Tensor | None) -> Tensor:
 
 
 def _numbers(batch: Batch, use: int) -> Tensor:
-    """(B,) numbers by which something is drawn of each item for one of six uses; augmentation counts from 0 up."""
-    return -1 - (_USES * batch.index.to(batch.image.device) + use)
+    """(B,) numbers by which something is drawn of each item for one of four uses; augmentation counts from 0 up."""
+    return -1 - (4 * batch.index.to(batch.image.device) + use)
 
 
 def _target(batch: Batch) -> Tensor:
