@@ -15,6 +15,7 @@ from test_models import history
 from torch import Tensor, nn
 
 from mri_synth.callbacks.unpaired import Unfaithful, measured
+from mri_synth.callbacks.watches import remedies
 from mri_synth.data.batch import Batch, DataSpec
 from mri_synth.data.views import Reading, Unpaired
 from mri_synth.draws import uniform
@@ -247,6 +248,8 @@ def test_the_weight_of_the_structure_loss_rises(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(CycleGAN, "global_step", step)
         weights.append(model.structure_weight)
     assert weights == pytest.approx([3 / 20, 3 / 2, 3, 3])
+    monkeypatch.undo()
+    assert model.eval().structure_weight == 3, "a test of a checkpoint, which has no step"
 
 
 def test_the_gradient_of_the_structure_loss_leads_back() -> None:
@@ -366,6 +369,10 @@ def test_structure_that_a_source_explains() -> None:
     torch.testing.assert_close(unexplained(s + other, s), torch.full((4,), 0.5 - 0.5 / 24), atol=0.02, rtol=0)
     assert torch.equal(unexplained(torch.zeros(2, 1, 16, 16), s[:2, :, :16, :16]), torch.zeros(2))
     assert unexplained(s, torch.zeros_like(s)).min() == 1
+    assert unexplained(torch.full_like(s, 0.9), s).max() < 1e-3  # constant, but for what is lost in rounding
+    faint = (1e-4 * other).requires_grad_()
+    (slope,) = torch.autograd.grad(unexplained(faint, s).sum(), faint)
+    assert slope.abs().max() < 1, "an image that is nearly flat, as contrasts are that turn over"
 
 
 def test_tissues_are_told_by_the_source_and_put_in_order() -> None:
@@ -458,6 +465,15 @@ def test_right_translations_hear_nothing(brains: Batch, paired: bool) -> None:
         assert model.logged["val/made_up_real"] == pytest.approx(model.logged["val/made_up"])
     blurred = nn.functional.avg_pool2d(brains.target, 3, 1, 1)
     assert watched(brains, blurred, paired).said == []
+
+
+def test_remedies_are_what_the_method_has_and_what_is_not_on_already(brains: Batch) -> None:
+    model = Planted(brains.image, brains.image)
+    model.hparams.update(lambda_structure=0.5, mirror=False)
+    keys = ("mirror", "lambda_structure", "lambda_cycle")
+    assert remedies(model, keys, "x").endswith("order: model.mirror=true, a larger model.lambda_structure, x")
+    model.hparams["mirror"] = True
+    assert remedies(model, keys, "x").endswith("order: a larger model.lambda_structure, x")
 
 
 def test_a_good_cycle_does_not_hide_bad_translations(brains: Batch) -> None:

@@ -108,11 +108,12 @@ class Unfaithful(Watch):
                   f"hallucination: {own:.0%} of the structure in translations is not in their sources, {beside}of "
                   f"strangers {others:.0%} {when}; what they show need not be there. {helps}")  # fmt: skip
         order = tissue_order(*sums[8:].split(BINS))
+        rising = ("structure_rise",) if model.hparams.get("lambda_structure") else ()
         what = "in the same slices" if pairs else "at the same places"
         self.look(model, "tissues", order < INVERTED,
                   f"contrast inversion: tissues in translations and {what} of real {goal} images correlate by "
                   f"{order:.2f} {when}; what is bright in one is dark in the other. "
-                  + remedies(model, ("lambda_identity", "lr_g"), "another seed",
+                  + remedies(model, (*rising, "lambda_identity", "lr_g"), "another seed",
                              "mri-synth describe for images that are inverted themselves"))  # fmt: skip
 
 

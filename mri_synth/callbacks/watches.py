@@ -30,7 +30,8 @@ REMEDIES = {
     "channels_d": "a smaller model.channels_d", "lambda_cycle": "a larger model.lambda_cycle",
     "lambda_identity": "a larger model.lambda_identity", "lambda_structure": "a larger model.lambda_structure",
     "lambda_l1": "a larger model.lambda_l1", "lr_d": "a smaller model.lr_d", "lr_g": "a smaller model.lr_g",
-    "mirror": "model.mirror=true", "r1_gamma": "a larger model.r1_gamma", "temperature": "a larger model.temperature",
+    "mirror": "model.mirror=true", "r1_gamma": "a larger model.r1_gamma",
+    "structure_rise": "a larger model.structure_rise", "temperature": "a larger model.temperature",
 }  # fmt: skip
 """By constructor argument: a method is told of those that it has."""
 

@@ -11,7 +11,8 @@ from mri_synth.data.prepare import FOREGROUND
 WINDOW = 5
 """Side of the neighbourhood in which one image is explained by another, pixels."""
 NOISE = 1e-4
-"""Variance, on [0, 1], below which a neighbourhood of the source explains nothing: a standard deviation of 0.01."""
+"""Variance, on [0, 1], below which a neighbourhood of the source explains nothing, and an image has nothing to explain:
+a standard deviation of 0.01."""
 BINS = 8
 """Classes of source intensity that stand for tissues."""
 
@@ -19,10 +20,10 @@ BINS = 8
 def unexplained(x: Tensor, source: Tensor) -> Tensor:
     """Share of an image's structure that its source does not have, whatever its contrast.
 
-    `U = 1 - sum_p min(c_p^2 / (v_p(s) + e), v_p(x)) / sum_p v_p(x)`, c and v covariance and variance in the 5x5
-    pixels around p on [0, 1], e = 1e-4: of the variance of x, what a straight line of the source's pixels, rising or
-    falling, leaves in each neighbourhood. 1 - U is the squared local correlation by which images of two contrasts are
-    registered (Cachier & Pennec 2000), weighted by how much there is to explain.
+    `U = mean_p max(v_p(x) - c_p^2 / (v_p(s) + e), 0) / max(mean_p v_p(x), e)`, c and v covariance and variance in the
+    5x5 pixels around p on [0, 1], e = 1e-4: of the variance of x, what a straight line of the source's pixels, rising
+    or falling, leaves in each neighbourhood. 1 - U is the squared local correlation by which images of two contrasts
+    are registered (Cachier & Pennec 2000), weighted by how much there is to explain.
 
     Args:
         x: (B, 1, H, W) in [-1, 1].
@@ -37,9 +38,8 @@ def unexplained(x: Tensor, source: Tensor) -> Tensor:
         v_x = (_mean(x * x) - mean_x.square()).clamp(min=0)
         v_s = (_mean(s * s) - mean_s.square()).clamp(min=0)
         c = _mean(x * s) - mean_x * mean_s
-        explained = torch.minimum(c.square() / (v_s + NOISE), v_x)
-        total = v_x.sum((1, 2, 3))
-        return torch.where(total > 0, 1 - explained.sum((1, 2, 3)) / total.clamp(min=1e-12), 0.0)
+        left = (v_x - c.square() / (v_s + NOISE)).clamp(min=0)
+        return left.mean((1, 2, 3)) / v_x.mean((1, 2, 3)).clamp(min=NOISE)
 
 
 def tissues(source: Tensor) -> Tensor:

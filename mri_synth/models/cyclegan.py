@@ -231,11 +231,11 @@ class CycleGAN(GANModule):
 
     @property
     def structure_weight(self) -> float:
-        """Weight of the structure loss at this step: between a source and its inverse lies a translation that is flat,
+        """Weight of the structure loss: in training, between a source and its inverse lies a translation that is flat,
         which it would not let pass, so it rises while contrasts are found.
         """
         whole: float = self.hparams["lambda_structure"]
-        rise = self.hparams["structure_rise"]
+        rise: float = self.hparams["structure_rise"] if self.training else 0.0
         return whole * min(1.0, (self.global_step + 1) / (rise * self.total_steps)) if rise else whole
 
     # -- images ----------------------------------------------------------------------------------------------------
