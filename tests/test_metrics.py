@@ -100,6 +100,8 @@ def test_psnr_mae_nmse_by_hand() -> None:
     assert psnr(x, x).item() == math.inf
     assert mae(x_hat, x).item() == pytest.approx(0.1)
     assert nmse(x_hat, x).item() == pytest.approx(0.04 / 3)
+    assert nmse(x_hat, 2e-3 * x).isfinite()
+    assert nmse(x_hat, 1e-4 * x).isnan(), "an empty slice would be all of a volume's mean"
 
 
 def test_shapes_must_agree() -> None:

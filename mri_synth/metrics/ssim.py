@@ -21,6 +21,8 @@ PROTOCOL = (
 
 WINDOW = 11
 SIGMA = 1.5
+_EMPTY = 1e-6
+"""Mean square, on [0, 1], below which a reference is as good as empty."""
 
 
 def ssim_map(x_hat: Tensor, x: Tensor, data_range: float = 1.0) -> Tensor:
@@ -134,13 +136,15 @@ def nmse(x_hat: Tensor, x: Tensor) -> Tensor:
     """Normalised mean squared error of each image, `|x_hat - x|^2 / |x|^2` (as fastMRI has it).
 
     Args:
-        x_hat: (B, C, H, W).
+        x_hat: (B, C, H, W), on [0, 1].
         x: (B, C, H, W), the reference: not symmetric.
 
     Returns:
-        (B,); infinite or NaN where x is zero throughout.
+        (B,); NaN where x is as good as empty, its mean square below 1e-6: one such slice would be all of a mean.
     """
-    return (x_hat - x).square().sum(dim=(1, 2, 3)) / x.square().sum(dim=(1, 2, 3))
+    power = x.square().mean(dim=(1, 2, 3))
+    error = (x_hat - x).square().mean(dim=(1, 2, 3)) / power
+    return torch.where(power < _EMPTY, torch.nan, error)
 
 
 def foreground_psnr(x_hat: Tensor, x: Tensor, foreground: Tensor, data_range: float = 1.0) -> Tensor:
