@@ -1,6 +1,6 @@
 """What nibabel reads, to a `Volume` and back into a file with the same header."""
 
-# mypy: untyped-calls-exclude=nibabel
+# mypy: untyped-calls-exclude="nibabel,isal"
 from __future__ import annotations
 
 import contextlib
