@@ -49,8 +49,8 @@ def structure(fake_b: Tensor, a: Tensor, fake_a: Tensor, b: Tensor) -> Tensor:
     `L_str = S(G_AB(a), a) + S(G_BA(b), b)`, `S(x, s) = (U(x, s) + U(s, x)) / 2`, U of `unexplained`: 1 - local squared
     correlation, whatever the contrast. There and back again finds nothing wrong with a translation that moves, swells
     or shrinks everything by a pixel or two and a way back that undoes it, and a discriminator, which sees slices of
-    others, does not either. As the structure-consistency loss of Yang et al. 2018 (arXiv:1809.04536, eq. 6), with
-    local correlation in the place of MIND. U(s, x) is there for images without structure, of which U(x, s) is 0.
+    others, does not either. As the structure-consistency loss of Yang et al. 2018 (arXiv:1809.04536), with local
+    correlation in the place of MIND. U(s, x) is there for images without structure, of which U(x, s) is 0.
 
     Args:
         fake_b: G_AB(a), (B, 1, H, W) in [-1, 1].
@@ -59,7 +59,8 @@ def structure(fake_b: Tensor, a: Tensor, fake_a: Tensor, b: Tensor) -> Tensor:
         b: images of the second contrast.
 
     Returns:
-        (B,) float32 in [0, 2]; T1 and T2 of the same slices of a phantom have 0.6, of people 2 pixels apart 1.5.
+        (B,) float32 in [0, 2]. A right translation does not have 0: T1 and T2 of the same slices of a phantom have 0.6
+        together, and 1.5 when one is moved by two pixels.
     """
     both = ((fake_b, a), (a, fake_b), (fake_a, b), (b, fake_a))
     return torch.stack([unexplained(x, s) for x, s in both]).sum(0) / 2

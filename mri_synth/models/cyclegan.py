@@ -211,7 +211,7 @@ class CycleGAN(GANModule):
         """To be taken for real, to come back to where one was, and to leave alone what is there already.
 
         `L = L_adv + lambda_cycle (L_cyc + lambda_identity L_id) + lambda_structure L_str` (Zhu et al. 2017,
-        arXiv:1703.10593, eq. 3 and section 5.2; the last as Yang et al. 2018, arXiv:1809.04536, eq. 6, with local
+        arXiv:1703.10593, eq. 3 and section 5.2; the last as Yang et al. 2018, arXiv:1809.04536, with local
         correlation), `L_adv = w (L_G(G_AB(a)) + L_G(G_BA(b)))`; w is 2 with lsgan, whose L_G is half of the paper's
         (D - 1)^2
         """
